@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/layer_norm/layer_norm.h"
+
+#include "bindings/register.h"
+#include "bindings/tensor_caster.h"
+
+namespace va {
+
+void register_layer_norm(pybind11::module_& m) {
+  using pybind11::arg;
+  using T = const TensorView&;
+  m.attr("LAYER_NORM_PARTS") = kLayerNormParts;
+  m.def(
+      "layer_norm_forward",
+      [](T x, T residual, T weight, T bias, T y, T sum, T mean, T rstd, double eps, Stream stream) {
+        layer_norm_forward({x, residual, weight, bias, y, sum, mean, rstd, eps}, stream);
+      },
+      arg("x"), arg("residual"), arg("weight"), arg("bias"), arg("y"), arg("sum"), arg("mean"), arg("rstd"),
+      arg("eps"), arg("stream"), NoGil());
+  m.def(
+      "layer_norm_backward",
+      [](T dy, T s, T weight, T mean, T rstd, T dsum, T dx, T dweight, T dbias, T workspace, Stream stream) {
+        layer_norm_backward({dy, s, weight, mean, rstd, dsum, dx, dweight, dbias, workspace}, stream);
+      },
+      arg("dy"), arg("s"), arg("weight"), arg("mean"), arg("rstd"), arg("dsum"), arg("dx"), arg("dweight"),
+      arg("dbias"), arg("workspace"), arg("stream"), NoGil());
+}
+
+}  // namespace va

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of contents of vision_accel._C.
+#include <pybind11/pybind11.h>
+
+#include "bindings/register.h"
+#include "bindings/tensor_caster.h"
+
+PYBIND11_MODULE(_C, m) {
+  va::register_errors();
+  va::register_runtime(m);
+  va::register_layer_norm(m);
+}

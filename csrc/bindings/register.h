@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <pybind11/pybind11.h>
+
+namespace va {
+
+using NoGil = pybind11::call_guard<pybind11::gil_scoped_release>;
+
+void register_runtime(pybind11::module_& m);
+void register_layer_norm(pybind11::module_& m);
+
+}  // namespace va

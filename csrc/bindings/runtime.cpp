@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/stl.h>
+
+#include "bindings/register.h"
+#include "core/build_info.h"
+#include "core/cpu_features.h"
+#include "core/parallel.h"
+
+namespace va {
+
+void register_runtime(pybind11::module_& m) {
+  m.def("version", &version);
+  m.def("cuda_status", &cuda_status);
+  m.def("available_isas", &available_isas);
+  m.def("active_isa", [] { return name_of(active_isa()); });
+  m.def("set_isa", &set_isa, pybind11::arg("name"));
+  m.def("max_threads", &max_threads);
+  m.def("set_own_threads", &set_own_threads, pybind11::arg("n"));
+  m.def("threading_backend", &threading_backend);
+}
+
+}  // namespace va

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// Python tensor -> TensorView, without copying and without knowing torch. Tried in this order:
+//   1. the DLPack exchange table of the object's type (torch >= 2.10): no capsule, no synchronisation;
+//   2. the buffer protocol (numpy);
+//   3. __dlpack__() (everything else).
+// None becomes a view that is not defined(). A view is valid for the duration of the call.
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <optional>
+
+#include "core/tensor_view.h"
+
+namespace va {
+
+// A TensorView together with what keeps its memory alive.
+class BorrowedTensor {
+ public:
+  explicit BorrowedTensor(pybind11::handle source);  // throws TypeError when source is no tensor
+  TensorView view;
+
+ private:
+  pybind11::object keep_;  // a memoryview or a capsule
+};
+
+// Errors -> ValueError / TypeError.
+void register_errors();
+
+}  // namespace va
+
+namespace pybind11::detail {
+
+template <>
+struct type_caster<va::TensorView> {
+  static constexpr auto name = const_name("Tensor | None");
+  template <class>
+  using cast_op_type = const va::TensorView&;
+
+  bool load(handle source, bool) {
+    borrowed_.emplace(source);
+    return true;
+  }
+  operator const va::TensorView&() { return borrowed_->view; }
+
+ private:
+  std::optional<va::BorrowedTensor> borrowed_;
+};
+
+}  // namespace pybind11::detail
