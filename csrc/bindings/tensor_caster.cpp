@@ -96,7 +96,8 @@ BorrowedTensor::BorrowedTensor(py::handle source) {
   if (const auto* api = exchange_api(type)) {
     dlpack::Tensor t{};
     if (api->tensor_from_py_object_no_sync(source.ptr(), &t) != 0) throw py::error_already_set();
-    return fill(view, t);
+    fill(view, t);
+    return;
   }
   if (PyObject_CheckBuffer(source.ptr())) {
     keep_ = py::reinterpret_steal<py::object>(PyMemoryView_FromObject(source.ptr()));
@@ -120,7 +121,8 @@ BorrowedTensor::BorrowedTensor(py::handle source) {
     keep_ = source.attr("__dlpack__")();
     auto* managed = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(keep_.ptr(), "dltensor"));
     if (!managed) throw py::error_already_set();
-    return fill(view, managed->tensor);  // the capsule keeps its own deleter
+    fill(view, managed->tensor);  // the capsule keeps its own deleter
+    return;
   }
   throw TypeError(std::string("expected a tensor or an array, got ") + type->tp_name);
 }

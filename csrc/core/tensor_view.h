@@ -42,6 +42,36 @@ struct TensorView {
     return s;
   }
 
+  // The same memory as [rows, last]: leading axes that lie one after another are merged.
+  TensorView as_rows(const char* what) const {
+    if (!defined()) return *this;
+    if (ndim == 0) fail_ndim(*this, what, 2);
+    TensorView v = *this;
+    v.ndim = 2;
+    v.sizes[1] = sizes[ndim - 1];
+    v.strides[1] = strides[ndim - 1];
+    v.sizes[0] = 1;
+    v.strides[0] = v.sizes[1];
+    for (int i = ndim - 2; i >= 0; --i) {
+      if (sizes[i] == 1) continue;
+      if (v.sizes[0] == 1) v.strides[0] = strides[i];
+      else if (strides[i] != v.strides[0] * v.sizes[0] && numel() > 0) check_contiguous(*this, what);
+      v.sizes[0] *= sizes[i];
+    }
+    return v;
+  }
+
+  // The same memory as one axis.
+  TensorView flat(const char* what) const {
+    if (!defined()) return *this;
+    check_contiguous(*this, what);
+    TensorView v = *this;
+    v.ndim = 1;
+    v.sizes[0] = numel();
+    v.strides[0] = 1;
+    return v;
+  }
+
   bool is_contiguous() const {
     int64_t expected = 1;
     for (int i = ndim - 1; i >= 0; --i) {

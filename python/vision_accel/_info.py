@@ -3,7 +3,6 @@
 
 import platform
 import sys
-from importlib import metadata
 from typing import Any
 
 from vision_accel import _C
@@ -14,6 +13,8 @@ def info() -> dict[str, Any]:
 
     Never imports torch: its devices are listed only when it has been imported already.
     """
+    from importlib import metadata  # noqa: PLC0415  (slow to import)
+
     torch = sys.modules.get("torch")
     try:
         torch_version = metadata.version("torch")

@@ -90,7 +90,7 @@ void backward(const LayerNormBackward& a) {
   const int64_t rows = a.dy.sizes[0], dim = a.dy.sizes[1];
   if (!a.workspace.defined()) {
     return parallel_for(rows, row_grain(dim), [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) backward_row<T>(a, row, dim, nullptr, nullptr);
+      for (int64_t row = begin; row < end; ++row) backward_row<T, C>(a, row, dim, nullptr, nullptr);
     });
   }
   // Each part sums its rows into its own slice; the slices are then added in order.

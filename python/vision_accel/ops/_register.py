@@ -1,27 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one place that touches torch.library: how an op becomes known to torch.
 
-``Library.define`` and ``impl`` rather than ``custom_op``, whose cost per call is several times higher.
-Registered ops work under autograd, ``torch.compile``, ``torch.export`` and CUDA graphs.
+An op is registered with ``Library.define`` and ``impl`` (``custom_op`` costs several times more per call),
+so that autograd, ``torch.compile``, ``torch.export``, tensor subclasses, the profiler and CUDA graphs see
+it. On plain tensors with nothing of that in play, the dispatcher is skipped: it costs more than a small op.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _LIB = torch.library.Library("vision_accel", "DEF")
+_PLAIN = frozenset({Tensor, torch.nn.Parameter})
+
+Op = Callable[..., Any]
 
 
 def register(
     name: str,
     schema: str,
-    impl: Callable[..., Any],
-    fake: Callable[..., Any],
-    backward: Callable[..., Any] | None = None,
+    impl: Op,
+    fake: Op,
+    backward: Op | None = None,
     setup_context: Callable[..., None] | None = None,
-) -> Any:
-    """Register ``vision_accel::<name>`` and return its callable.
+) -> Op:
+    """Register ``vision_accel::<name>`` and return the function that calls it (positional arguments only).
 
     Args:
         name: the op's name.
@@ -38,14 +43,47 @@ def register(
     torch.library.register_fake(qualified, fake, lib=_LIB)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIB)
-    return getattr(torch.ops.vision_accel, name).default
+    dispatched = getattr(torch.ops.vision_accel, name).default
+    differentiable = impl if backward is None else _function(name, impl, backward, setup_context)
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return dispatched(*args)
+        needs_grad = False
+        for a in args:
+            if isinstance(a, Tensor):
+                if type(a) not in _PLAIN:
+                    return dispatched(*args)
+                needs_grad = needs_grad or a.requires_grad
+        if _is_observed():
+            return dispatched(*args)
+        if needs_grad and torch.is_grad_enabled():
+            return differentiable(*args)
+        return impl(*args)
+
+    return call
 
 
-def stream_of(x: torch.Tensor) -> int:
-    """The CUDA stream that work on ``x`` belongs to, as an integer; 0 on the CPU."""
-    return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+def _is_observed() -> bool:
+    """Whether something wants to see ops through the dispatcher: modes, transforms, autocast, a profiler."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._is_any_autocast_enabled()
+        or torch.autograd._profiler_enabled()
+    )
 
 
-def statistics_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype of statistics and parameter-gradient sums: float64 for float64 inputs, else float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def _function(name: str, impl: Op, backward: Op, setup_context: Callable[..., None] | None) -> Op:
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = impl(*args)
+        if setup_context is not None:
+            setup_context(ctx, args, output)
+        return output
+
+    function = type(
+        name,
+        (torch.autograd.Function,),
+        {"forward": staticmethod(forward), "backward": staticmethod(torch.autograd.function.once_differentiable(backward))},
+    )
+    return function.apply  # type: ignore[no-any-return,attr-defined]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from vision_accel import _C
-from vision_accel.ops._register import register, statistics_dtype, stream_of
+from vision_accel.ops._layout import dense_rows, statistics_dtype, stream_of
+from vision_accel.ops._register import register
 
 
 @overload
@@ -55,15 +56,10 @@ def layer_norm(
 
 def _outputs(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, s (empty without a residual), mean and rstd: shapes of the real and the fake op."""
-    rows = x.shape[:-1].numel()
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     s = x.new_empty(0) if residual is None else torch.empty_like(y)
-    stats = statistics_dtype(x)
-    return y, s, x.new_empty(rows, dtype=stats), x.new_empty(rows, dtype=stats)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
+    mean = torch.empty(x.shape[:-1], dtype=statistics_dtype(x), device=x.device)
+    return y, s, mean, torch.empty_like(mean)
 
 
 def _run(
@@ -71,9 +67,9 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y, s, mean, rstd = outputs = _outputs(x, residual)
     if x.numel():
-        added = (None, None) if residual is None else (_rows(residual), _rows(s))
+        added = (None, None) if residual is None else (dense_rows(residual), s)
         _C.layer_norm_forward(
-            _rows(x), added[0], weight, bias, _rows(y), added[1], mean, rstd, eps, stream_of(x)
+            dense_rows(x), added[0], weight, bias, y, added[1], mean, rstd, eps, stream_of(x)
         )
     return outputs
 
@@ -109,13 +105,13 @@ def _grad_run(
     if dy.numel():
         sums = weight is not None or has_bias
         _C.layer_norm_backward(
-            _rows(dy.contiguous()),
-            _rows(s),
+            dense_rows(dy),
+            dense_rows(s),
             weight,
             mean,
             rstd,
-            None if dsum is None else _rows(dsum.contiguous()),
-            _rows(dx),
+            None if dsum is None else dense_rows(dsum),
+            dx,
             None if weight is None else dweight,
             dbias if has_bias else None,
             dy.new_empty((_C.LAYER_NORM_PARTS, 2, dy.shape[-1]), dtype=mean.dtype) if sums else None,

@@ -16,3 +16,90 @@ def layer_norm(
     s = x if residual is None else x + residual
     y = torch.nn.functional.layer_norm(s, s.shape[-1:], weight, bias, eps)
     return y if residual is None else (y, s)
+
+
+def activation(x: Tensor, kind: str) -> Tensor:
+    f = torch.nn.functional
+    return {
+        "none": lambda: x,
+        "gelu": lambda: f.gelu(x),
+        "gelu_tanh": lambda: f.gelu(x, approximate="tanh"),
+        "quick_gelu": lambda: x * torch.sigmoid(1.702 * x),
+        "silu": lambda: f.silu(x),
+    }[kind]()
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    y = torch.nn.functional.linear(x, weight.flatten(1), bias)
+    y = globals()["activation"](y, activation)
+    if scale is not None:
+        y = y * scale
+    return y if residual is None else residual + y
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    key_padding: Tensor | None = None,
+) -> Tensor:
+    mask = None if key_padding is None else ~key_padding[:, None, None, :]
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if causal:
+        n, m = q.shape[2], k.shape[2]
+        lower = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+        mask = lower if mask is None else mask & lower
+    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+    return y.transpose(1, 2).flatten(2)
+
+
+def attention_qkv(qkv: Tensor, num_heads: int, **options: object) -> Tensor:
+    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
+    return attention(q, k, v, **options)  # type: ignore[arg-type]
+
+
+def patchify(x: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    p = torch.nn.functional.unfold(x, patch_size, stride=patch_size)
+    return p.transpose(1, 2)
+
+
+def cross_entropy(
+    logits: Tensor, target: Tensor, label_smoothing: float = 0.0, reduction: str = "mean"
+) -> Tensor:
+    return torch.nn.functional.cross_entropy(
+        logits, target, label_smoothing=label_smoothing, reduction=reduction
+    )
+
+
+def adamw(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    grad_scale: float = 1.0,
+) -> None:
+    b1, b2 = betas
+    with torch.no_grad():
+        for p, g, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
+            g = g * grad_scale  # noqa: PLW2901
+            p.mul_(1 - lr * weight_decay)
+            m.lerp_(g, 1 - b1)
+            v.mul_(b2).addcmul_(g, g, value=1 - b2)
+            denom = (v.sqrt() / (1 - b2**step) ** 0.5).add_(eps)
+            p.addcdiv_(m, denom, value=-lr / (1 - b1**step))

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How tensors are handed to the C++ core."""
+
+import torch
+from torch import Tensor
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """``x`` if the core can read it as [rows, C] with a contiguous last axis, else a contiguous copy."""
+    if x.is_contiguous() or (x.ndim == 2 and x.stride(1) == 1):
+        return x
+    return x.contiguous()
+
+
+def stream_of(x: Tensor) -> int:
+    """The CUDA stream that work on ``x`` belongs to, as an integer; 0 on the CPU."""
+    return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+
+
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of statistics and parameter-gradient sums: float64 for float64 inputs, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
