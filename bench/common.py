@@ -238,7 +238,7 @@ COLUMNS: Sequence[tuple[str, str, str]] = (
 
 
 def table(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """A Markdown table of the records of ``measure``, by case name; columns that nobody fills are left out."""
+    """A Markdown table of the records of ``measure``, by case name, without the columns that nobody fills."""
     results = [r for record in records.values() for r in record["results"].values()]
     columns = [c for c in COLUMNS if any(r.get(c[1]) is not None for r in results)]
     rows = [["case", "implementation", *(heading for heading, _, _ in columns)]]

@@ -21,7 +21,9 @@ def with_residual(fn):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(3, 768), (2, 5, 33), (2, 1), (7, 16), (4, 1000), (65, 3), (130, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(3, 768), (2, 5, 33), (2, 1), (7, 16), (4, 1000), (65, 3), (130, 2)], ids=str
+)
 def test_matches_reference(isa, shape, dtype):
     assert_accurate(ops.layer_norm, reference.layer_norm, case(shape, dtype))
 

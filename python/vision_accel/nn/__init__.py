@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Modules that own parameters, built on ops."""

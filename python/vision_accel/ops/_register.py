@@ -70,7 +70,7 @@ def _is_observed() -> bool:
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._is_any_autocast_enabled()
-        or torch.autograd._profiler_enabled()
+        or torch._C._autograd._profiler_enabled()
     )
 
 
@@ -84,6 +84,9 @@ def _function(name: str, impl: Op, backward: Op, setup_context: Callable[..., No
     function = type(
         name,
         (torch.autograd.Function,),
-        {"forward": staticmethod(forward), "backward": staticmethod(torch.autograd.function.once_differentiable(backward))},
+        {
+            "forward": staticmethod(forward),
+            "backward": staticmethod(torch.autograd.function.once_differentiable(backward)),
+        },
     )
     return function.apply  # type: ignore[no-any-return,attr-defined]

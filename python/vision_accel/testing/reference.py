@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each op means, in plain torch. One function per op, same arguments, any floating dtype."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -20,13 +22,17 @@ def layer_norm(
 
 def activation(x: Tensor, kind: str) -> Tensor:
     f = torch.nn.functional
-    return {
+    functions: dict[str, Callable[[], Tensor]] = {
         "none": lambda: x,
         "gelu": lambda: f.gelu(x),
         "gelu_tanh": lambda: f.gelu(x, approximate="tanh"),
         "quick_gelu": lambda: x * torch.sigmoid(1.702 * x),
         "silu": lambda: f.silu(x),
-    }[kind]()
+    }
+    return functions[kind]()
+
+
+_activate = activation  # linear has an argument of that name
 
 
 def linear(
@@ -38,7 +44,7 @@ def linear(
     scale: Tensor | None = None,
 ) -> Tensor:
     y = torch.nn.functional.linear(x, weight.flatten(1), bias)
-    y = globals()["activation"](y, activation)
+    y = _activate(y, activation)
     if scale is not None:
         y = y * scale
     return y if residual is None else residual + y
@@ -97,7 +103,7 @@ def adamw(
     b1, b2 = betas
     with torch.no_grad():
         for p, g, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
-            g = g * grad_scale  # noqa: PLW2901
+            g = g * grad_scale
             p.mul_(1 - lr * weight_decay)
             m.lerp_(g, 1 - b1)
             v.mul_(b2).addcmul_(g, g, value=1 - b2)
