@@ -41,9 +41,7 @@ def evaluate(
     if grads:
         generator = torch.Generator().manual_seed(seed)
         floating = [o for o in outputs if o.is_floating_point()]
-        weights = [
-            torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in floating
-        ]
+        weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in floating]
         found = torch.autograd.grad(floating, leaves, weights, allow_unused=True)
         results += [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
     return results
