@@ -118,7 +118,7 @@ def verify(ours: Call, peers: Mapping[str, Call], tolerance: float | None) -> No
         for g, e in zip(got, expected, strict=True):
             if g.size == 0:
                 continue
-            error, allowed = np.abs(g - e).max(), tolerance * max(1.0, np.abs(e).max())
+            error, allowed = np.abs(g - e).max(), tolerance * np.abs(e).max() + 1e-12
             if not error <= allowed:
                 raise Mismatch(f"{OURS} and {name} differ by {error:.2e}, allowed {allowed:.2e}")
 
@@ -227,8 +227,8 @@ def measure(workload: Workload, *, peers: bool, seconds: float) -> dict[str, Any
 
 COLUMNS: Sequence[tuple[str, str, str]] = (
     # heading, key, format
-    ("min ms", "min_ms", ".3f"),
-    ("median ms", "median_ms", ".3f"),
+    ("min ms", "min_ms", ".4g"),
+    ("median ms", "median_ms", ".4g"),
     ("images/s", "images_per_s", ".1f"),
     ("GFLOP/s", "gflops", ".1f"),
     ("% of peak", "peak_share", ".0%"),
