@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 __version__: str = _C.version()
 
 # Public name -> the module that defines it.
-_LAZY: dict[str, str] = {}
+_LAZY: dict[str, str] = {
+    "ViT": "vision_accel.models",
+    "create_model": "vision_accel.models",
+    "list_models": "vision_accel.models",
+}
 _SUBMODULES = ("data", "infer", "io", "models", "nn", "ops", "testing", "train")
 
 __all__ = ["__version__", "info", *_LAZY]  # noqa: PLE0604

@@ -1,2 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models: one model, one file."""
+"""Models, and how to make, load and save one by name."""
+
+import difflib
+import fnmatch
+from typing import Any
+
+from vision_accel.models.vit import ViT, ViTConfig
+from vision_accel.models.vit_variants import variants
+
+__all__ = ["ViT", "ViTConfig", "create_model", "list_models"]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that :func:`create_model` takes, sorted; ``pattern`` is a shell-style filter (``vit_base*``)."""
+    return sorted(fnmatch.filter(variants(), pattern))
+
+
+def create_model(name: str, **overrides: Any) -> ViT:
+    """Make a model with random weights, drawn from torch's generator.
+
+    Args:
+        name: one of :func:`list_models`.
+        overrides: fields of its config to change, such as ``num_classes=10`` or ``img_size=(160, 320)``.
+
+    Raises:
+        ValueError: unknown name or a value out of range.
+        TypeError: unknown field.
+    """
+    return ViT(vit_config(name, **overrides))
+
+
+def vit_config(name: str, **overrides: Any) -> ViTConfig:
+    """The config of a named variant; raises like :func:`create_model`."""
+    known = variants()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "va.list_models() lists the names"
+        raise ValueError(f"unknown model {name!r}; {hint}")
+    return ViTConfig().replace(**{**known[name], **overrides})

@@ -1,2 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules that own parameters, built on ops."""
+"""Modules that own parameters. They are torch's modules, named as timm names them, computed by our ops."""
+
+from vision_accel.nn.attention import Attention, AttentionPool
+from vision_accel.nn.drop import DropPath, PatchDropout
+from vision_accel.nn.linear import Linear
+from vision_accel.nn.mlp import Mlp, SwiGLU
+from vision_accel.nn.norm import LayerNorm
+from vision_accel.nn.patch_embed import PatchEmbed, resample_patch_embed, resample_pos_embed
+from vision_accel.nn.transformer import Block, LayerScale
+
+__all__ = [
+    "Attention",
+    "AttentionPool",
+    "Block",
+    "DropPath",
+    "LayerNorm",
+    "LayerScale",
+    "Linear",
+    "Mlp",
+    "PatchDropout",
+    "PatchEmbed",
+    "SwiGLU",
+    "resample_patch_embed",
+    "resample_pos_embed",
+]

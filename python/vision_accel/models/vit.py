@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Vision Transformer.
+
+Source: Dosovitskiy et al. 2020, arXiv:2010.11929. Options, parameter names and numerics are those of timm's
+``VisionTransformer``, so its checkpoints load without a key map.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vision_accel.nn import (
+    AttentionPool,
+    Block,
+    LayerNorm,
+    Linear,
+    PatchDropout,
+    PatchEmbed,
+    resample_patch_embed,
+    resample_pos_embed,
+)
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
+POOLS = ("", "token", "avg", "max", "avgmax", "map")
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Everything that shapes a ViT. Names and defaults are timm's; sizes may be given as one number."""
+
+    img_size: Size = (224, 224)  # height, width
+    patch_size: Size = (16, 16)
+    in_chans: int = 3
+    num_classes: int = 1000  # 0: no head, the model returns pooled features
+    global_pool: str = "token"  # one of POOLS; "": no pooling, every token goes through the head
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    mlp_layer: str = "mlp"  # or "swiglu"
+    act_layer: str = "gelu"  # one of ACTIVATIONS
+    norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    proj_bias: bool = True  # of the attention output and the MLP
+    qk_norm: bool = False
+    scale_attn_norm: bool = False  # norm between attention and its output projection (BEiT-3)
+    scale_mlp_norm: bool = False  # norm between activation and fc2 (BEiT-3)
+    init_values: float | None = None  # initial layer scale; None: no layer scale
+    class_token: bool = True
+    reg_tokens: int = 0  # register tokens, arXiv:2309.16588
+    pos_embed: str = "learn"  # or "none"
+    no_embed_class: bool = False  # no position embedding for class and register tokens
+    pre_norm: bool = False  # norm after the embeddings, and no bias in the patch embedding (CLIP)
+    final_norm: bool = True
+    fc_norm: bool | None = None  # final norm after pooling; None: when pooling is avg, max or avgmax
+    pool_include_prefix: bool = False  # pool class and register tokens too
+    pooler_dim: int | None = None  # dense + tanh on the pooled features (Hugging Face ViTModel)
+    dynamic_img_size: bool = False  # take any size that is a multiple of the patch
+    dynamic_img_pad: bool = False  # take any size, pad to a multiple of the patch
+    drop_rate: float = 0.0  # before the head
+    pos_drop_rate: float = 0.0
+    patch_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0  # of the last block; grows linearly from 0
+
+    def __post_init__(self) -> None:
+        for name in ("img_size", "patch_size"):
+            value = getattr(self, name)
+            pair = (value, value) if isinstance(value, int) else tuple(value)
+            if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+                raise ValueError(f"ViT: {name} must be one or two positive integers, got {value!r}")
+            object.__setattr__(self, name, pair)
+        for name in ("in_chans", "embed_dim", "num_heads"):
+            self._require(name, getattr(self, name) > 0, "positive")
+        for name in ("depth", "num_classes", "reg_tokens"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("num_heads", self.embed_dim % self.num_heads == 0, f"a divisor of {self.embed_dim}")
+        self._require("mlp_ratio", self.hidden_dim > 0, "positive")
+        self._require("global_pool", self.global_pool in POOLS, f"one of {', '.join(map(repr, POOLS))}")
+        if self.global_pool == "token" and not self.class_token:
+            raise ValueError("ViT: global_pool 'token' needs class_token=True")
+        self._require("act_layer", self.act_layer in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
+        self._require("mlp_layer", self.mlp_layer in ("mlp", "swiglu"), "mlp or swiglu")
+        self._require("pos_embed", self.pos_embed in ("learn", "none"), "learn or none")
+        for name in (f.name for f in dataclasses.fields(self) if f.name.endswith("_rate")):
+            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        if self.patch_size[0] > self.img_size[0] or self.patch_size[1] > self.img_size[1]:
+            raise ValueError(f"ViT: patch_size {self.patch_size} is larger than img_size {self.img_size}")
+
+    def _require(self, name: str, condition: bool, rule: str) -> None:
+        if not condition:
+            raise ValueError(f"ViT: {name} must be {rule}, got {getattr(self, name)!r}")
+
+    @property
+    def hidden_dim(self) -> int:
+        """Outputs of fc1."""
+        return int(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class and register tokens, which come before the patches."""
+        return int(self.class_token) + self.reg_tokens
+
+    @property
+    def norm_after_pool(self) -> bool:
+        """Whether the final norm is ``fc_norm``, applied to pooled features."""
+        return self.global_pool in ("avg", "max", "avgmax") if self.fc_norm is None else self.fc_norm
+
+    def replace(self, **changes: Any) -> "ViTConfig":
+        """A copy with some fields changed; an unknown field is a TypeError that names the nearest one."""
+        names = [f.name for f in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
+                raise TypeError(f"ViT has no option {name!r}{hint}")
+        return dataclasses.replace(self, **changes)
+
+
+class ViT(nn.Module):
+    """Vision Transformer: images [B, channels, h, w] -> logits [B, num_classes].
+
+    Attributes:
+        config: what it is built from.
+        preprocess: how images become its input; None if unknown.
+        labels: class index -> name; None if unknown.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.preprocess: Any = None
+        self.labels: dict[int, str] | None = None
+        self.grad_checkpointing = False
+        dynamic = c.dynamic_img_size or c.dynamic_img_pad
+        self.patch_embed = PatchEmbed(
+            c.img_size, c.patch_size, c.in_chans, c.embed_dim, not c.pre_norm, dynamic, c.dynamic_img_pad
+        )
+        length = self.patch_embed.num_patches + (0 if c.no_embed_class else c.num_prefix_tokens)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, c.embed_dim)) if c.class_token else None
+        self.reg_token = nn.Parameter(torch.empty(1, c.reg_tokens, c.embed_dim)) if c.reg_tokens else None
+        learned = c.pos_embed == "learn"
+        self.pos_embed = nn.Parameter(torch.empty(1, length, c.embed_dim)) if learned else None
+        self.pos_drop = nn.Dropout(c.pos_drop_rate)
+        self.patch_drop = PatchDropout(c.patch_drop_rate, c.num_prefix_tokens)
+        self.norm_pre = LayerNorm(c.embed_dim, c.norm_eps) if c.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(
+                c.embed_dim,
+                c.num_heads,
+                c.hidden_dim,
+                qkv_bias=c.qkv_bias,
+                proj_bias=c.proj_bias,
+                qk_norm=c.qk_norm,
+                scale_attn_norm=c.scale_attn_norm,
+                scale_mlp_norm=c.scale_mlp_norm,
+                init_values=c.init_values,
+                activation=c.act_layer,
+                mlp=c.mlp_layer,
+                norm_eps=c.norm_eps,
+                proj_drop=c.proj_drop_rate,
+                attn_drop=c.attn_drop_rate,
+                drop_path=c.drop_path_rate * i / max(1, c.depth - 1),
+            )
+            for i in range(c.depth)
+        )
+        before, after = c.final_norm and not c.norm_after_pool, c.final_norm and c.norm_after_pool
+        self.norm = LayerNorm(c.embed_dim, c.norm_eps) if before else nn.Identity()
+        self.attn_pool = (
+            AttentionPool(c.embed_dim, c.num_heads, c.hidden_dim, c.act_layer, c.norm_eps)
+            if c.global_pool == "map"
+            else None
+        )
+        self.fc_norm = LayerNorm(c.embed_dim, c.norm_eps) if after else nn.Identity()
+        self.pooler = Linear(c.embed_dim, c.pooler_dim) if c.pooler_dim else None
+        self.head_drop = nn.Dropout(c.drop_rate)
+        self.head: nn.Module = Linear(self.num_features, c.num_classes) if c.num_classes else nn.Identity()
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw all weights anew, as timm does: truncated normal 0.02 for linear layers and positions."""
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
+        for name, child in self.named_children():
+            if name != "norm_pre":
+                child.apply(_init_weights)
+
+    @property
+    def num_features(self) -> int:
+        """Width of the pooled features."""
+        return self.config.pooler_dim or self.config.embed_dim
+
+    def num_params(self, trainable: bool = False) -> int:
+        """Number of parameters; with ``trainable`` only those that require gradients."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
+
+    # Forward.
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Images [B, channels, h, w] -> tokens [B, N, C] as the first block takes them."""
+        c, grid = self.config, self.patch_embed.check(x)
+        tokens = [t for t in (self.cls_token, self.reg_token) if t is not None]
+        prefix = torch.cat(tokens, dim=1) if tokens else None  # [1, P, C]
+        positions = None
+        if self.pos_embed is not None:
+            embedded = 0 if c.no_embed_class else c.num_prefix_tokens
+            pos = resample_pos_embed(self.pos_embed, self.patch_embed.grid_size, grid, embedded)
+            if embedded and prefix is not None:
+                prefix = prefix + pos[:, :embedded]
+            positions = pos[:, embedded:].expand(x.shape[0], -1, -1)
+        x = self.patch_embed(x, residual=positions)
+        if prefix is not None:
+            x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
+        x = self.pos_drop(x)
+        return cast(Tensor, self.norm_pre(self.patch_drop(x)))
+
+    def _run(self, block: nn.Module, x: Tensor, first: int | None = None) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(block, x, first, use_reentrant=False))
+        return cast(Tensor, block(x, first))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images [B, channels, h, w] -> every token after the final norm [B, N, C], prefix tokens first."""
+        x = self.embed(x)
+        for block in self.blocks:
+            x = self._run(block, x)
+        return cast(Tensor, self.norm(x))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Tokens [B, N, C] -> [B, C] by ``global_pool``; unchanged if that is empty."""
+        kind = self.config.global_pool
+        if not kind:
+            return x
+        if kind == "token":
+            return x[:, 0]
+        x = x if self.config.pool_include_prefix else x[:, self.config.num_prefix_tokens :]
+        if self.attn_pool is not None:
+            return cast(Tensor, self.attn_pool(x))
+        if kind == "avg":
+            return x.mean(dim=1)
+        return x.amax(dim=1) if kind == "max" else 0.5 * (x.amax(dim=1) + x.mean(dim=1))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens [B, N, C] of :meth:`forward_features` -> logits, or the pooled features in front of them."""
+        x = self.fc_norm(self.pool(x))
+        if self.pooler is not None:
+            x = torch.tanh(self.pooler(x))
+        x = self.head_drop(x)
+        return x if pre_logits else cast(Tensor, self.head(x))
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Classify.
+
+        The last block computes only the class token where nothing else is asked of it, which is exact.
+
+        Args:
+            x: [B, channels, h, w].
+            pre_logits: return the features in front of the head.
+
+        Returns:
+            [B, num_classes], or the features [B, C] with ``pre_logits`` or without a head.
+        """
+        if self.config.global_pool != "token" or not self.blocks or _is_hooked(self.blocks[-1], self.norm):
+            return self.forward_head(self.forward_features(x), pre_logits)
+        x = self.embed(x)
+        for block in self.blocks[:-1]:
+            x = self._run(block, x)
+        x = self._run(self.blocks[-1], x, first=1)  # [B, 1, C]
+        return self.forward_head(self.norm(x), pre_logits)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Features of several blocks, as timm gives them.
+
+        Args:
+            x: [B, channels, h, w].
+            indices: the last n blocks, these blocks (negative counts from the end), or None for all.
+            return_prefix_tokens: give pairs (patches, prefix tokens [B, P, C]).
+            norm: apply the final norm to each.
+            stop_early: do not run blocks after the last one asked for.
+            output_fmt: patches as NCHW [B, C, rows, columns] or NLC [B, N, C].
+            intermediates_only: leave out the final tokens.
+
+        Returns:
+            (final tokens [B, N, C], list of intermediates), or the list.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"ViT: output_fmt must be NCHW or NLC, got {output_fmt!r}")
+        depth, prefix = len(self.blocks), self.config.num_prefix_tokens
+        chosen = range(depth) if indices is None else indices
+        chosen = range(depth - chosen, depth) if isinstance(chosen, int) else chosen
+        taken = {i + depth if i < 0 else i for i in chosen}
+        if not taken or min(taken) < 0 or max(taken) >= depth:
+            raise ValueError(f"ViT: indices must name some of {depth} blocks, got {indices}")
+        rows, columns = self.patch_embed.check(x)
+        x = self.embed(x)
+        found = []
+        for i, block in enumerate(self.blocks[: max(taken) + 1] if stop_early else self.blocks):
+            x = self._run(block, x)
+            if i in taken:
+                tokens = self.norm(x) if norm else x
+                patches = tokens[:, prefix:]
+                if output_fmt == "NCHW":
+                    patches = patches.transpose(1, 2).unflatten(2, (rows, columns)).contiguous()
+                found.append((patches, tokens[:, :prefix]) if return_prefix_tokens and prefix else patches)
+        return found if intermediates_only else (self.norm(x), found)
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> list[Any]:
+        """What DINO calls :meth:`forward_intermediates`: the last n blocks, patches [B, N, C] or as images."""
+        fmt = "NCHW" if reshape else "NLC"
+        found = self.forward_intermediates(
+            x, n, return_prefix_tokens, norm, output_fmt=fmt, intermediates_only=True
+        )
+        return cast(list[Any], found)
+
+    # Changes for fine-tuning.
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Give the model a new, freshly drawn head; optionally another pooling (not to or from ``map``)."""
+        pool = self.config.global_pool if global_pool is None else global_pool
+        if pool != self.config.global_pool and "map" in (pool, self.config.global_pool):
+            raise ValueError("ViT: attention pooling has weights; it cannot be added or removed here")
+        # The norm stays where it is, whatever the new pooling would have by default.
+        fc_norm = self.config.norm_after_pool
+        self.config = self.config.replace(num_classes=num_classes, global_pool=pool, fc_norm=fc_norm)
+        like = self.patch_embed.proj.weight
+        head: nn.Module = nn.Identity()
+        if num_classes:
+            head = Linear(self.num_features, num_classes).to(like)
+            head.apply(_init_weights)
+        self.head = head.train(self.training)
+        self.labels = None
+
+    @torch.no_grad()
+    def set_input_size(
+        self, img_size: int | Size | None = None, patch_size: int | Size | None = None
+    ) -> None:
+        """Change the nominal image or patch size, resampling position and patch embeddings as timm does."""
+        new = self.config.replace(
+            img_size=img_size or self.config.img_size, patch_size=patch_size or self.config.patch_size
+        )
+        old_grid, embed = self.patch_embed.grid_size, self.patch_embed
+        embed.proj.weight = nn.Parameter(resample_patch_embed(embed.proj.weight, new.patch_size))
+        embed.proj.kernel_size = embed.proj.stride = embed.patch_size = new.patch_size
+        embed.img_size = new.img_size
+        if self.pos_embed is not None:
+            prefix = 0 if new.no_embed_class else new.num_prefix_tokens
+            pos = resample_pos_embed(self.pos_embed, old_grid, embed.grid_size, prefix)
+            self.pos_embed = nn.Parameter(pos, requires_grad=self.pos_embed.requires_grad)
+        self.config = new
+
+    # What a training loop asks.
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay should leave alone (besides every bias and norm)."""
+        return {"pos_embed", "cls_token", "reg_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that group parameters by depth, in timm's form."""
+        return {
+            "stem": r"^cls_token|reg_token|pos_embed|patch_embed|norm_pre",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+    def layer_ids(self) -> dict[str, int]:
+        """Depth of each parameter, for layer-wise learning rates: 0 embeddings, then blocks, then head."""
+        return dict(self._layer_ids())
+
+    def _layer_ids(self) -> Iterator[tuple[str, int]]:
+        stem = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
+        for name, _ in self.named_parameters():
+            if name.startswith("blocks."):
+                yield name, int(name.split(".")[1]) + 1
+            else:
+                yield name, 0 if name.startswith(stem) else self.config.depth + 1
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif hasattr(module, "init_weights"):
+        module.init_weights()
+
+
+def _is_hooked(*modules: nn.Module) -> bool:
+    """Whether somebody watches these modules, and so expects all tokens to pass through them."""
+    return any(m._forward_hooks or m._forward_pre_hooks for root in modules for m in root.modules())

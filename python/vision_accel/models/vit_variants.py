@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The known Vision Transformers: names as in timm, sizes as in the papers."""
+
+import re
+from typing import Any
+
+# Width, depth, heads, MLP ratio.
+SIZES: dict[str, tuple[int, int, int, float]] = {
+    "tiny": (192, 12, 3, 4.0),  # Touvron et al. 2020 (DeiT), arXiv:2012.12877
+    "wee": (256, 14, 4, 5.0),  # where no paper is named: timm
+    "xsmall": (256, 10, 4, 4.0),
+    "little": (320, 14, 5, 5.6),
+    "small": (384, 12, 6, 4.0),  # Touvron et al. 2020
+    "medium": (512, 12, 8, 4.0),
+    "mediumd": (512, 20, 8, 4.0),
+    "betwixt": (640, 12, 10, 4.0),
+    "base": (768, 12, 12, 4.0),  # Dosovitskiy et al. 2020, table 1
+    "plus": (896, 12, 14, 4.0),  # open_clip
+    "so150m2": (832, 21, 13, 34 / 13),
+    "so150m": (896, 18, 14, 2.572),
+    "large": (1024, 24, 16, 4.0),  # Dosovitskiy et al. 2020, table 1
+    "so400m": (1152, 27, 16, 3.7362),  # Alabdulmohsin et al. 2023, arXiv:2305.13035
+    "huge": (1280, 32, 16, 4.0),  # Dosovitskiy et al. 2020, table 1
+    "giant": (1408, 40, 16, 48 / 11),  # g: Zhai et al. 2021, arXiv:2106.04560, table 2
+    "giantopt": (1536, 40, 16, 4.0),  # Tschannen et al. 2025 (SigLIP 2), arXiv:2502.14786
+    "gigantic": (1664, 48, 16, 64 / 13),  # G, open_clip's bigG: Zhai et al. 2021, table 2
+}
+
+_SCALE = {"init_values": 1e-5}
+_QUICK = {"act_layer": "quick_gelu"}
+_TANH = {"act_layer": "gelu_tanh"}
+_AVG = {"class_token": False, "global_pool": "avg"}
+_GAP = {**_AVG, "fc_norm": False}
+_REG_GAP = {**_AVG, "no_embed_class": True}
+_CLIP = {"pre_norm": True, "norm_eps": 1e-5}  # Radford et al. 2021, arXiv:2103.00020
+_DINO = {**_SCALE, "img_size": 518, "num_classes": 0}  # Oquab et al. 2023, arXiv:2304.07193
+_REG4 = {"reg_tokens": 4, "no_embed_class": True}  # Darcet et al. 2023, arXiv:2309.16588
+_SWIGLU = {"mlp_ratio": 5.33334, "mlp_layer": "swiglu", "act_layer": "silu"}
+_DINO_G = {**_SWIGLU, "embed_dim": 1536, "num_heads": 24}
+_SIGLIP = {"class_token": False, "global_pool": "map", "num_classes": 0}  # Zhai et al. 2023, arXiv:2303.15343
+# Wang et al. 2022 (BEiT-3), arXiv:2208.10442
+_BEIT = {"scale_attn_norm": True, "scale_mlp_norm": True, "global_pool": "avg", "norm_eps": 1e-5}
+
+# What differs from the plain model, and for which names. Size, patch and image size are in the name.
+_VARIANTS: list[tuple[dict[str, Any], str]] = [
+    ({}, """
+     vit_tiny_patch16_224 vit_tiny_patch16_384 vit_small_patch8_224 vit_small_patch16_224
+     vit_small_patch16_384 vit_small_patch32_224 vit_small_patch32_384 vit_base_patch8_224
+     vit_base_patch16_224 vit_base_patch16_384 vit_base_patch32_224 vit_base_patch32_384
+     vit_large_patch14_224 vit_large_patch16_224 vit_large_patch16_384 vit_large_patch32_224
+     vit_large_patch32_384 vit_huge_patch14_224 vit_giant_patch14_224 vit_gigantic_patch14_224"""),
+    ({"qkv_bias": False}, "vit_base_patch16_224_miil"),
+    (_SCALE, "vit_base_patch32_plus_256 vit_base_patch16_plus_240"),
+    ({**_SCALE, "depth": 36}, "vit_small_patch16_36x1_224"),
+    ({"global_pool": "avg"}, "eva_large_patch14_196 eva_large_patch14_336"),
+    ({**_GAP, "qkv_bias": False, "init_values": 1e-6}, """
+     vit_medium_patch16_gap_240 vit_medium_patch16_gap_256 vit_medium_patch16_gap_384
+     vit_betwixt_patch16_gap_256"""),
+    ({**_GAP, "num_heads": 16}, "vit_base_patch16_gap_224"),
+    (_GAP, "vit_huge_patch14_gap_224 vit_huge_patch16_gap_448 vit_giant_patch16_gap_224"),
+    (_CLIP, """
+     vit_xsmall_patch16_clip_224 vit_medium_patch16_clip_224 vit_medium_patch32_clip_224
+     vit_betwixt_patch32_clip_224 vit_base_patch16_clip_224 vit_base_patch16_clip_384
+     vit_base_patch16_plus_clip_240 vit_base_patch32_clip_224 vit_base_patch32_clip_256
+     vit_base_patch32_clip_384 vit_base_patch32_clip_448 vit_large_patch14_clip_224
+     vit_large_patch14_clip_336 vit_huge_patch14_clip_224 vit_huge_patch14_clip_336
+     vit_huge_patch14_clip_378 vit_giant_patch14_clip_224 vit_gigantic_patch14_clip_224
+     vit_gigantic_patch14_clip_378"""),
+    ({**_CLIP, **_QUICK}, """
+     vit_base_patch16_clip_quickgelu_224 vit_base_patch32_clip_quickgelu_224
+     vit_large_patch14_clip_quickgelu_224 vit_large_patch14_clip_quickgelu_336
+     vit_huge_patch14_clip_quickgelu_224 vit_huge_patch14_clip_quickgelu_378
+     vit_gigantic_patch14_clip_quickgelu_224"""),
+    (_DINO, "vit_small_patch14_dinov2 vit_base_patch14_dinov2 vit_large_patch14_dinov2"),
+    ({**_DINO, **_REG4}, """
+     vit_small_patch14_reg4_dinov2 vit_base_patch14_reg4_dinov2 vit_large_patch14_reg4_dinov2"""),
+    ({**_DINO, **_DINO_G}, "vit_giant_patch14_dinov2"),
+    ({**_DINO, **_DINO_G, **_REG4}, "vit_giant_patch14_reg4_dinov2"),
+    (_SIGLIP, """
+     vit_base_patch16_siglip_224 vit_base_patch16_siglip_256 vit_base_patch16_siglip_384
+     vit_base_patch16_siglip_512 vit_large_patch16_siglip_256 vit_large_patch16_siglip_384
+     vit_so400m_patch14_siglip_224 vit_so400m_patch14_siglip_378 vit_so400m_patch14_siglip_384"""),
+    ({**_SIGLIP, **_TANH}, """
+     vit_base_patch32_siglip_256 vit_large_patch16_siglip_512 vit_so400m_patch16_siglip_256
+     vit_so400m_patch16_siglip_384 vit_so400m_patch16_siglip_512 vit_giantopt_patch16_siglip_256
+     vit_giantopt_patch16_siglip_384"""),
+    ({**_GAP, "num_classes": 0}, """
+     vit_base_patch16_siglip_gap_224 vit_base_patch16_siglip_gap_256 vit_base_patch16_siglip_gap_384
+     vit_base_patch16_siglip_gap_512 vit_large_patch16_siglip_gap_256 vit_large_patch16_siglip_gap_384
+     vit_so400m_patch14_siglip_gap_224 vit_so400m_patch14_siglip_gap_378
+     vit_so400m_patch14_siglip_gap_384 vit_so400m_patch14_siglip_gap_448
+     vit_so400m_patch14_siglip_gap_896"""),
+    ({**_GAP, **_TANH, "num_classes": 0}, """
+     vit_base_patch32_siglip_gap_256 vit_large_patch16_siglip_gap_512 vit_so400m_patch16_siglip_gap_256
+     vit_so400m_patch16_siglip_gap_384 vit_so400m_patch16_siglip_gap_512
+     vit_giantopt_patch16_siglip_gap_256 vit_giantopt_patch16_siglip_gap_384"""),
+    ({**_REG_GAP, **_SCALE, "reg_tokens": 1}, """
+     vit_wee_patch16_reg1_gap_256 vit_little_patch16_reg1_gap_256 vit_medium_patch16_reg1_gap_256
+     vit_betwixt_patch16_reg1_gap_256"""),
+    ({**_REG_GAP, **_SCALE, "reg_tokens": 4}, """
+     vit_little_patch16_reg4_gap_256 vit_medium_patch16_reg4_gap_256 vit_mediumd_patch16_reg4_gap_256
+     vit_mediumd_patch16_reg4_gap_384 vit_betwixt_patch16_reg4_gap_256 vit_betwixt_patch16_reg4_gap_384"""),
+    ({**_REG_GAP, "reg_tokens": 4}, "vit_base_patch16_reg4_gap_256"),
+    ({**_GAP, "reg_tokens": 4}, "vit_so150m_patch16_reg4_gap_256 vit_so150m_patch16_reg4_gap_384"),
+    ({"class_token": False, "global_pool": "map", "reg_tokens": 4}, "vit_so150m_patch16_reg4_map_256"),
+    ({**_AVG, **_SCALE, "reg_tokens": 1, "qkv_bias": False}, """
+     vit_so150m2_patch16_reg1_gap_256 vit_so150m2_patch16_reg1_gap_384 vit_so150m2_patch16_reg1_gap_448"""),
+    (_BEIT, "beit3_base_patch16_224 beit3_large_patch16_224"),
+    ({**_BEIT, "mlp_ratio": 4.3637}, "beit3_giant_patch14_224 beit3_giant_patch14_336"),
+]  # fmt: skip
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """Every known variant: its name, and the fields of :class:`ViTConfig` that it sets."""
+    found = {}
+    for recipe, names in _VARIANTS:
+        for name in names.split():
+            match = re.fullmatch(r"[a-z]+3?_([a-z0-9]+)_patch(\d+)_(.*?)_?(\d+)?(_miil)?", name)
+            assert match
+            size, patch, rest, image = match.group(1, 2, 3, 4)
+            width, depth, heads, ratio = SIZES["plus" if rest.startswith("plus") else size]
+            found[name] = {
+                "embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": ratio,
+                "patch_size": int(patch), "img_size": int(image or 0), **recipe,
+            }  # fmt: skip
+    return found
