@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models, and how to make, load and save one by name."""
 
-import difflib
 import fnmatch
 from typing import Any
 
-from vision_accel.models.vit import ViT, ViTConfig
-from vision_accel.models.vit_variants import variants
+from vision_accel.models.vit import ViT
+from vision_accel.models.vit_config import ViTConfig, variants
 
 __all__ = ["ViT", "ViTConfig", "create_model", "list_models"]
 
@@ -27,14 +26,4 @@ def create_model(name: str, **overrides: Any) -> ViT:
         ValueError: unknown name or a value out of range.
         TypeError: unknown field.
     """
-    return ViT(vit_config(name, **overrides))
-
-
-def vit_config(name: str, **overrides: Any) -> ViTConfig:
-    """The config of a named variant; raises like :func:`create_model`."""
-    known = variants()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "va.list_models() lists the names"
-        raise ValueError(f"unknown model {name!r}; {hint}")
-    return ViTConfig().replace(**{**known[name], **overrides})
+    return ViT(ViTConfig.named(name, **overrides))

@@ -5,16 +5,14 @@ Source: Dosovitskiy et al. 2020, arXiv:2010.11929. Options, parameter names and 
 ``VisionTransformer``, so its checkpoints load without a key map.
 """
 
-import dataclasses
-import difflib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vision_accel.models.vit_config import Size, ViTConfig
 from vision_accel.nn import (
     AttentionPool,
     Block,
@@ -22,107 +20,10 @@ from vision_accel.nn import (
     Linear,
     PatchDropout,
     PatchEmbed,
+    SwiGLU,
     resample_patch_embed,
     resample_pos_embed,
 )
-
-ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
-POOLS = ("", "token", "avg", "max", "avgmax", "map")
-Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class ViTConfig:
-    """Everything that shapes a ViT. Names and defaults are timm's; sizes may be given as one number."""
-
-    img_size: Size = (224, 224)  # height, width
-    patch_size: Size = (16, 16)
-    in_chans: int = 3
-    num_classes: int = 1000  # 0: no head, the model returns pooled features
-    global_pool: str = "token"  # one of POOLS; "": no pooling, every token goes through the head
-    embed_dim: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
-    mlp_layer: str = "mlp"  # or "swiglu"
-    act_layer: str = "gelu"  # one of ACTIVATIONS
-    norm_eps: float = 1e-6
-    qkv_bias: bool = True
-    proj_bias: bool = True  # of the attention output and the MLP
-    qk_norm: bool = False
-    scale_attn_norm: bool = False  # norm between attention and its output projection (BEiT-3)
-    scale_mlp_norm: bool = False  # norm between activation and fc2 (BEiT-3)
-    init_values: float | None = None  # initial layer scale; None: no layer scale
-    class_token: bool = True
-    reg_tokens: int = 0  # register tokens, arXiv:2309.16588
-    pos_embed: str = "learn"  # or "none"
-    no_embed_class: bool = False  # no position embedding for class and register tokens
-    pre_norm: bool = False  # norm after the embeddings, and no bias in the patch embedding (CLIP)
-    final_norm: bool = True
-    fc_norm: bool | None = None  # final norm after pooling; None: when pooling is avg, max or avgmax
-    pool_include_prefix: bool = False  # pool class and register tokens too
-    pooler_dim: int | None = None  # dense + tanh on the pooled features (Hugging Face ViTModel)
-    dynamic_img_size: bool = False  # take any size that is a multiple of the patch
-    dynamic_img_pad: bool = False  # take any size, pad to a multiple of the patch
-    drop_rate: float = 0.0  # before the head
-    pos_drop_rate: float = 0.0
-    patch_drop_rate: float = 0.0
-    proj_drop_rate: float = 0.0
-    attn_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0  # of the last block; grows linearly from 0
-
-    def __post_init__(self) -> None:
-        for name in ("img_size", "patch_size"):
-            value = getattr(self, name)
-            pair = (value, value) if isinstance(value, int) else tuple(value)
-            if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
-                raise ValueError(f"ViT: {name} must be one or two positive integers, got {value!r}")
-            object.__setattr__(self, name, pair)
-        for name in ("in_chans", "embed_dim", "num_heads"):
-            self._require(name, getattr(self, name) > 0, "positive")
-        for name in ("depth", "num_classes", "reg_tokens"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
-        self._require("num_heads", self.embed_dim % self.num_heads == 0, f"a divisor of {self.embed_dim}")
-        self._require("mlp_ratio", self.hidden_dim > 0, "positive")
-        self._require("global_pool", self.global_pool in POOLS, f"one of {', '.join(map(repr, POOLS))}")
-        if self.global_pool == "token" and not self.class_token:
-            raise ValueError("ViT: global_pool 'token' needs class_token=True")
-        self._require("act_layer", self.act_layer in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
-        self._require("mlp_layer", self.mlp_layer in ("mlp", "swiglu"), "mlp or swiglu")
-        self._require("pos_embed", self.pos_embed in ("learn", "none"), "learn or none")
-        for name in (f.name for f in dataclasses.fields(self) if f.name.endswith("_rate")):
-            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        if self.patch_size[0] > self.img_size[0] or self.patch_size[1] > self.img_size[1]:
-            raise ValueError(f"ViT: patch_size {self.patch_size} is larger than img_size {self.img_size}")
-
-    def _require(self, name: str, condition: bool, rule: str) -> None:
-        if not condition:
-            raise ValueError(f"ViT: {name} must be {rule}, got {getattr(self, name)!r}")
-
-    @property
-    def hidden_dim(self) -> int:
-        """Outputs of fc1."""
-        return int(self.embed_dim * self.mlp_ratio)
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Class and register tokens, which come before the patches."""
-        return int(self.class_token) + self.reg_tokens
-
-    @property
-    def norm_after_pool(self) -> bool:
-        """Whether the final norm is ``fc_norm``, applied to pooled features."""
-        return self.global_pool in ("avg", "max", "avgmax") if self.fc_norm is None else self.fc_norm
-
-    def replace(self, **changes: Any) -> "ViTConfig":
-        """A copy with some fields changed; an unknown field is a TypeError that names the nearest one."""
-        names = [f.name for f in dataclasses.fields(self)]
-        for name in changes:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
-                raise TypeError(f"ViT has no option {name!r}{hint}")
-        return dataclasses.replace(self, **changes)
 
 
 class ViT(nn.Module):
@@ -211,7 +112,7 @@ class ViT(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Images [B, channels, h, w] -> tokens [B, N, C] as the first block takes them."""
         c, grid = self.config, self.patch_embed.check(x)
-        tokens = [t for t in (self.cls_token, self.reg_token) if t is not None]
+        tokens: list[Tensor] = [t for t in (self.cls_token, self.reg_token) if t is not None]
         prefix = torch.cat(tokens, dim=1) if tokens else None  # [1, P, C]
         positions = None
         if self.pos_embed is not None:
@@ -224,19 +125,19 @@ class ViT(nn.Module):
         if prefix is not None:
             x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
         x = self.pos_drop(x)
-        return cast(Tensor, self.norm_pre(self.patch_drop(x)))
+        return self.norm_pre(self.patch_drop(x))
 
     def _run(self, block: nn.Module, x: Tensor, first: int | None = None) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(block, x, first, use_reentrant=False))
-        return cast(Tensor, block(x, first))
+            return checkpoint(block, x, first, use_reentrant=False)
+        return block(x, first)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, channels, h, w] -> every token after the final norm [B, N, C], prefix tokens first."""
         x = self.embed(x)
         for block in self.blocks:
             x = self._run(block, x)
-        return cast(Tensor, self.norm(x))
+        return self.norm(x)
 
     def pool(self, x: Tensor) -> Tensor:
         """Tokens [B, N, C] -> [B, C] by ``global_pool``; unchanged if that is empty."""
@@ -247,7 +148,7 @@ class ViT(nn.Module):
             return x[:, 0]
         x = x if self.config.pool_include_prefix else x[:, self.config.num_prefix_tokens :]
         if self.attn_pool is not None:
-            return cast(Tensor, self.attn_pool(x))
+            return self.attn_pool(x)
         if kind == "avg":
             return x.mean(dim=1)
         return x.amax(dim=1) if kind == "max" else 0.5 * (x.amax(dim=1) + x.mean(dim=1))
@@ -258,7 +159,7 @@ class ViT(nn.Module):
         if self.pooler is not None:
             x = torch.tanh(self.pooler(x))
         x = self.head_drop(x)
-        return x if pre_logits else cast(Tensor, self.head(x))
+        return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Classify.
@@ -333,12 +234,12 @@ class ViT(nn.Module):
         return_prefix_tokens: bool = False,
         norm: bool = False,
     ) -> list[Any]:
-        """What DINO calls :meth:`forward_intermediates`: the last n blocks, patches [B, N, C] or as images."""
+        """What DINO calls :meth:`forward_intermediates`: the last n blocks, as [B, N, C] or as images."""
         fmt = "NCHW" if reshape else "NLC"
         found = self.forward_intermediates(
             x, n, return_prefix_tokens, norm, output_fmt=fmt, intermediates_only=True
         )
-        return cast(list[Any], found)
+        return found
 
     # Changes for fine-tuning.
 
@@ -394,16 +295,19 @@ class ViT(nn.Module):
         }
 
     def layer_ids(self) -> dict[str, int]:
-        """Depth of each parameter, for layer-wise learning rates: 0 embeddings, then blocks, then head."""
-        return dict(self._layer_ids())
+        """Depth of each parameter, for layer-wise learning rates: 0 embeddings, then blocks, then head.
 
-    def _layer_ids(self) -> Iterator[tuple[str, int]]:
-        stem = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
+        The final norm counts as part of the last block, as in timm.
+        """
+        ids = {}
         for name, _ in self.named_parameters():
             if name.startswith("blocks."):
-                yield name, int(name.split(".")[1]) + 1
+                ids[name] = int(name.split(".")[1]) + 1
+            elif name.startswith(("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")):
+                ids[name] = 0
             else:
-                yield name, 0 if name.startswith(stem) else self.config.depth + 1
+                ids[name] = self.config.depth + (not name.startswith("norm."))
+        return ids
 
 
 def _init_weights(module: nn.Module) -> None:
@@ -411,7 +315,7 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif hasattr(module, "init_weights"):
+    elif isinstance(module, (AttentionPool, SwiGLU)):
         module.init_weights()
 
 

@@ -85,5 +85,4 @@ class Block(nn.Module):
         if drop_path.active() or (self.training and self.attn.proj_drop.p > 0):
             return x + drop_path(scale(branch(y, **options)))
         gamma = scale.gamma if isinstance(scale, LayerScale) else None
-        out: Tensor = branch(y, residual=x, scale=gamma, **options)
-        return out
+        return branch(y, residual=x, scale=gamma, **options)

@@ -89,4 +89,4 @@ def _function(name: str, impl: Op, backward: Op, setup_context: Callable[..., No
             "backward": staticmethod(torch.autograd.function.once_differentiable(backward)),
         },
     )
-    return function.apply  # type: ignore[no-any-return,attr-defined]
+    return function.apply  # type: ignore[attr-defined]

@@ -80,9 +80,7 @@ def _fake(
     return _outputs(x, residual)
 
 
-def _grad_outputs(
-    dy: Tensor, weight: Tensor | None, has_bias: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _grad_outputs(dy: Tensor, weight: Tensor | None, has_bias: bool) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dweight and dbias (empty where there is no parameter)."""
     dim, stats = dy.shape[-1], statistics_dtype(dy)
     return (
@@ -143,13 +141,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.mark_non_differentiable(mean, rstd)
 
 
-def _backward(
-    ctx: Any, dy: Tensor, dsum: Tensor, _mean: Tensor, _rstd: Tensor
-) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dy: Tensor, dsum: Tensor, _mean: Tensor, _rstd: Tensor) -> tuple[Tensor | None, ...]:
     s, weight, mean, rstd = ctx.saved_tensors
-    dx, dweight, dbias = _grad(
-        dy, s, weight, mean, rstd, dsum if ctx.has_residual else None, ctx.has_bias
-    )
+    dx, dweight, dbias = _grad(dy, s, weight, mean, rstd, dsum if ctx.has_residual else None, ctx.has_bias)
     return (
         dx,
         dx if ctx.has_residual else None,

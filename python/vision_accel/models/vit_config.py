@@ -1,8 +1,122 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The known Vision Transformers: names as in timm, sizes as in the papers."""
+"""What a Vision Transformer can be: its options, and the known variants by name. Needs no torch."""
 
+import dataclasses
+import difflib
 import re
+from dataclasses import dataclass
 from typing import Any
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
+POOLS = ("", "token", "avg", "max", "avgmax", "map")
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Everything that shapes a ViT. Names and defaults are timm's; sizes may be given as one number."""
+
+    img_size: Size = (224, 224)  # height, width
+    patch_size: Size = (16, 16)
+    in_chans: int = 3
+    num_classes: int = 1000  # 0: no head, the model returns pooled features
+    global_pool: str = "token"  # one of POOLS; "": no pooling, every token goes through the head
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    mlp_layer: str = "mlp"  # or "swiglu"
+    act_layer: str = "gelu"  # one of ACTIVATIONS
+    norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    proj_bias: bool = True  # of the attention output and the MLP
+    qk_norm: bool = False
+    scale_attn_norm: bool = False  # norm between attention and its output projection (BEiT-3)
+    scale_mlp_norm: bool = False  # norm between activation and fc2 (BEiT-3)
+    init_values: float | None = None  # initial layer scale; None: no layer scale
+    class_token: bool = True
+    reg_tokens: int = 0  # register tokens, arXiv:2309.16588
+    pos_embed: str = "learn"  # or "none"
+    no_embed_class: bool = False  # no position embedding for class and register tokens
+    pre_norm: bool = False  # norm after the embeddings, and no bias in the patch embedding (CLIP)
+    final_norm: bool = True
+    fc_norm: bool | None = None  # final norm after pooling; None: when pooling is avg, max or avgmax
+    pool_include_prefix: bool = False  # pool class and register tokens too
+    pooler_dim: int | None = None  # dense + tanh on the pooled features (Hugging Face ViTModel)
+    dynamic_img_size: bool = False  # take any size that is a multiple of the patch
+    dynamic_img_pad: bool = False  # take any size, pad to a multiple of the patch
+    drop_rate: float = 0.0  # before the head
+    pos_drop_rate: float = 0.0
+    patch_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0  # of the last block; grows linearly from 0
+
+    def __post_init__(self) -> None:
+        for name in ("img_size", "patch_size"):
+            value = getattr(self, name)
+            pair = (value, value) if isinstance(value, int) else tuple(value)
+            if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+                raise ValueError(f"ViT: {name} must be one or two positive integers, got {value!r}")
+            object.__setattr__(self, name, pair)
+        for name in ("in_chans", "embed_dim", "num_heads"):
+            self._require(name, getattr(self, name) > 0, "positive")
+        for name in ("depth", "num_classes", "reg_tokens"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("num_heads", self.embed_dim % self.num_heads == 0, f"a divisor of {self.embed_dim}")
+        self._require("mlp_ratio", self.hidden_dim > 0, "positive")
+        if self.mlp_layer == "swiglu" and self.hidden_dim % 2:
+            raise ValueError(f"ViT: swiglu needs an even hidden size, got {self.hidden_dim}")
+        self._require("global_pool", self.global_pool in POOLS, f"one of {', '.join(map(repr, POOLS))}")
+        if self.global_pool == "token" and not self.class_token:
+            raise ValueError("ViT: global_pool 'token' needs class_token=True")
+        self._require("act_layer", self.act_layer in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
+        self._require("mlp_layer", self.mlp_layer in ("mlp", "swiglu"), "mlp or swiglu")
+        self._require("pos_embed", self.pos_embed in ("learn", "none"), "learn or none")
+        for name in (f.name for f in dataclasses.fields(self) if f.name.endswith("_rate")):
+            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        if self.patch_size[0] > self.img_size[0] or self.patch_size[1] > self.img_size[1]:
+            raise ValueError(f"ViT: patch_size {self.patch_size} is larger than img_size {self.img_size}")
+
+    def _require(self, name: str, condition: bool, rule: str) -> None:
+        if not condition:
+            raise ValueError(f"ViT: {name} must be {rule}, got {getattr(self, name)!r}")
+
+    @property
+    def hidden_dim(self) -> int:
+        """Outputs of fc1."""
+        return int(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class and register tokens, which come before the patches."""
+        return int(self.class_token) + self.reg_tokens
+
+    @property
+    def norm_after_pool(self) -> bool:
+        """Whether the final norm is ``fc_norm``, applied to pooled features."""
+        return self.global_pool in ("avg", "max", "avgmax") if self.fc_norm is None else self.fc_norm
+
+    @classmethod
+    def named(cls, name: str, **changes: Any) -> "ViTConfig":
+        """The config of a known variant, with some fields changed; an unknown name is a ValueError."""
+        known = variants()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "va.list_models() lists the names"
+            raise ValueError(f"unknown model {name!r}; {hint}")
+        return cls().replace(**{**known[name], **changes})
+
+    def replace(self, **changes: Any) -> "ViTConfig":
+        """A copy with some fields changed; an unknown field is a TypeError that names the nearest one."""
+        names = [f.name for f in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
+                raise TypeError(f"ViT has no option {name!r}{hint}")
+        return dataclasses.replace(self, **changes)
+
 
 # Width, depth, heads, MLP ratio.
 SIZES: dict[str, tuple[int, int, int, float]] = {
