@@ -9,4 +9,5 @@ PYBIND11_MODULE(_C, m) {
   va::register_errors();
   va::register_runtime(m);
   va::register_layer_norm(m);
+  va::register_attention(m);
 }

@@ -8,5 +8,6 @@ using NoGil = pybind11::call_guard<pybind11::gil_scoped_release>;
 
 void register_runtime(pybind11::module_& m);
 void register_layer_norm(pybind11::module_& m);
+void register_attention(pybind11::module_& m);
 
 }  // namespace va

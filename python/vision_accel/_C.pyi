@@ -12,6 +12,8 @@ Tensor: typing.TypeAlias = torch.Tensor | np.ndarray[typing.Any, typing.Any]
 __all__: list[str] = [
     "LAYER_NORM_PARTS",
     "active_isa",
+    "attention_backward",
+    "attention_forward",
     "available_isas",
     "cuda_status",
     "layer_norm_backward",
@@ -24,6 +26,32 @@ __all__: list[str] = [
 ]
 
 def active_isa() -> str: ...
+def attention_backward(
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor | None,
+    key_padding: Tensor | None,
+    y: Tensor | None,
+    lse: Tensor | None,
+    dy: Tensor | None,
+    dq: Tensor | None,
+    dk: Tensor | None,
+    dv: Tensor | None,
+    causal: bool,
+    scale: float,
+    stream: int,
+) -> None: ...
+def attention_forward(
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor | None,
+    key_padding: Tensor | None,
+    y: Tensor | None,
+    lse: Tensor | None,
+    causal: bool,
+    scale: float,
+    stream: int,
+) -> None: ...
 def available_isas() -> list[str]: ...
 def cuda_status() -> str: ...
 def layer_norm_backward(

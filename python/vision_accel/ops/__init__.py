@@ -4,12 +4,11 @@
 from vision_accel.ops._pending import (
     activation,
     adamw,
-    attention,
-    attention_qkv,
     cross_entropy,
     linear,
     patchify,
 )
+from vision_accel.ops.attention import attention, attention_qkv
 from vision_accel.ops.layer_norm import layer_norm
 
 __all__ = [

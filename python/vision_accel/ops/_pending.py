@@ -4,11 +4,9 @@
 from vision_accel.testing.reference import (
     activation,
     adamw,
-    attention,
-    attention_qkv,
     cross_entropy,
     linear,
     patchify,
 )
 
-__all__ = ["activation", "adamw", "attention", "attention_qkv", "cross_entropy", "linear", "patchify"]
+__all__ = ["activation", "adamw", "cross_entropy", "linear", "patchify"]
