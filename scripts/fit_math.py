@@ -16,14 +16,17 @@ ITERATIONS = 300
 
 
 def chebyshev(low: float, high: float) -> np.ndarray:
+    """The points in [low, high] on which a fit is judged."""
     return (low + high) / 2 + (high - low) / 2 * np.cos(np.pi * (np.arange(POINTS) + 0.5) / POINTS)
 
 
 def exact(f: Callable[[mp.mpf], mp.mpf], x: np.ndarray) -> np.ndarray:
+    """Evaluate f at each x with 40 digits."""
     return np.array([float(f(mp.mpf(float(v)))) for v in x])
 
 
 def least_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The c that minimises |a c - b|, with columns scaled to one size."""
     scale = np.abs(a).max(0)
     return np.linalg.lstsq(a / scale, b, rcond=None)[0] / scale
 
@@ -62,6 +65,7 @@ def quotient(name: str, x: np.ndarray, truth: np.ndarray, top: int, bottom: int)
 
 
 def main() -> None:
+    """Print every fit."""
     r = chebyshev(-0.3466, 0.3466)
     polynomial(
         "exp(r) = 1 + r + r^2 q(r)",

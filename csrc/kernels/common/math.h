@@ -38,6 +38,17 @@ VA_INLINE V polynomial(V x, Element<V> c0, Element<V> c1, C... rest) {
   return polynomial(x, c1, rest...) * x + c0;
 }
 
+VA_INLINE Vec<float> vsqrt(Vec<float> x) {
+#if VA_SIMD_BYTES == 64 && defined(__AVX512F__)
+  return (Vec<float>)_mm512_sqrt_ps((__m512)x);
+#elif VA_SIMD_BYTES == 32 && defined(__AVX__)
+  return (Vec<float>)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int i = 0; i < kLanes<float>; ++i) x[i] = std::sqrt(x[i]);
+  return x;
+#endif
+}
+
 // The nearest integer to x, ties to even; |x| < 2^22.
 VA_INLINE Vec<float> round_to_integer(Vec<float> x) {
 #if VA_SIMD_BYTES == 64 && defined(__AVX512F__)
@@ -66,7 +77,8 @@ struct ExpParts {
 VA_INLINE ExpParts exp_parts(Vec<float> x) {
   const Vec<float> n = round_to_integer(x * 1.44269504f);
   const Vec<float> r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  const Vec<float> q = polynomial(r, 0.49999993f, 0.16666521f, 0.041668388f, 0.0083687169f, 0.0013814598f);
+  const Vec<float> q =
+      polynomial(r, 0.499999934f, 0.166665206f, 0.0416683879f, 0.00836871521f, 0.0013814602f);
   return {n, q * r * r + r};
 }
 
@@ -80,8 +92,8 @@ VA_INLINE Vec<float> vexp2(Vec<float> x) {
   x = clamp(x, -151.0f, 129.0f);
   const Vec<float> n = round_to_integer(x);
   const Vec<float> r = x - n;
-  return scale_by_power(polynomial(r, 1.0f, 0.69314720f, 0.24022648f, 0.055503324f, 0.0096184376f,
-                                   0.0013398900f, 1.5353341e-4f),
+  return scale_by_power(polynomial(r, 1.0f, 0.693147203f, 0.240226479f, 0.0555033241f, 0.00961843761f,
+                                   0.00133989002f, 0.000153533411f),
                         n);
 }
 
@@ -93,8 +105,8 @@ VA_INLINE Vec<float> vlog(Vec<float> x) {
   Vec<float> k = __builtin_convertvector(bits >> 23, Vec<float>);
   k = tiny ? k - 23.0f : k;
   const Vec<float> f = (Vec<float>)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
-  const Vec<float> q = polynomial(f, 0.33333332f, -0.25000821f, 0.20001227f, -0.16623357f, 0.14201758f,
-                                  -0.13160183f, 0.12761576f, -0.076344930f);
+  const Vec<float> q = polynomial(f, 0.333333317f, -0.25000821f, 0.200012269f, -0.166233573f, 0.14201758f,
+                                  -0.131601824f, 0.12761577f, -0.0763449653f);
   const Vec<float> f2 = f * f;
   const Vec<float> small = f * f2 * q + k * -2.12194440e-4f - 0.5f * f2;
   Vec<float> result = k * 0.693359375f + (f + small);
@@ -111,14 +123,14 @@ struct NormalTail {
 };
 VA_INLINE NormalTail normal_tail(Vec<float> a) {
   return {vexp2(a * -0.72134752f * a),
-          polynomial(a, 0.5f, 0.43829491f, 0.18323511f, 0.040633220f, 0.0041163089f),
-          polynomial(a, 1.0f, 1.6744748f, 1.2025030f, 0.46947057f, 0.10185883f, 0.010317937f)};
+          polynomial(a, 0.5f, 0.438294908f, 0.183235114f, 0.0406332206f, 0.00411630893f),
+          polynomial(a, 1.0f, 1.6744748f, 1.20250302f, 0.469470568f, 0.101858827f, 0.0103179366f)};
 }
 
 VA_INLINE Vec<float> verf(Vec<float> x) {
   const Vec<float> z = x * x;
-  const Vec<float> small = x * polynomial(z, 1.1283792f, -0.37612635f, 0.11283715f, -0.026860509f,
-                                          0.0052038603f, -8.1756503e-4f, 8.5131457e-5f);
+  const Vec<float> small = x * polynomial(z, 1.12837917f, -0.37612635f, 0.11283715f, -0.0268605088f,
+                                          0.00520385988f, -0.000817564638f, 8.51313086e-05f);
   const Vec<float> a = clamp(vabs(x) * 1.41421356f, 0.0f, 14.5f);
   const NormalTail t = normal_tail(a);
   const Vec<float> large = 1.0f - 2.0f * (t.density * t.numerator / t.denominator);
@@ -138,6 +150,9 @@ template <class F>
 VA_INLINE Vec<double> each_lane(Vec<double> x, F&& f) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = f(x[i]);
   return x;
+}
+VA_INLINE Vec<double> vsqrt(Vec<double> x) {
+  return each_lane(x, [](double v) { return std::sqrt(v); });
 }
 VA_INLINE Vec<double> vexp(Vec<double> x) {
   return each_lane(x, [](double v) { return std::exp(v); });
