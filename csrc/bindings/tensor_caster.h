@@ -8,6 +8,7 @@
 #include <pybind11/pybind11.h>
 
 #include <optional>
+#include <vector>
 
 #include "core/tensor_view.h"
 
@@ -44,6 +45,34 @@ struct type_caster<va::TensorView> {
 
  private:
   std::optional<va::BorrowedTensor> borrowed_;
+};
+
+// A list or tuple of tensors; None entries become views that are not defined().
+template <>
+struct type_caster<std::vector<va::TensorView>> {
+  static constexpr auto name = const_name("Sequence[Tensor | None]");
+  template <class>
+  using cast_op_type = const std::vector<va::TensorView>&;
+
+  bool load(handle source, bool) {
+    if (!PyList_Check(source.ptr()) && !PyTuple_Check(source.ptr())) return false;
+    // A tuple of our own: another thread may change the list while the kernel runs.
+    keep_ = reinterpret_steal<object>(PySequence_Tuple(source.ptr()));
+    if (!keep_) throw error_already_set();
+    const Py_ssize_t n = PyTuple_GET_SIZE(keep_.ptr());
+    borrowed_.reserve(static_cast<size_t>(n));
+    views_.reserve(static_cast<size_t>(n));
+    for (Py_ssize_t i = 0; i < n; ++i) {
+      views_.push_back(borrowed_.emplace_back(PyTuple_GET_ITEM(keep_.ptr(), i)).view);
+    }
+    return true;
+  }
+  operator const std::vector<va::TensorView>&() { return views_; }
+
+ private:
+  object keep_;
+  std::vector<va::BorrowedTensor> borrowed_;
+  std::vector<va::TensorView> views_;
 };
 
 }  // namespace pybind11::detail

@@ -34,5 +34,8 @@ void check_dtype(const TensorView& x, const char* what, std::initializer_list<DT
 void check_like(const TensorView& x, const char* what, const TensorView& first);  // dtype + device
 void check_device(const TensorView& x, const char* what, const TensorView& first);
 void check_contiguous(const TensorView& x, const char* what);
+// Axes in any order, but no holes and no overlap: an elementwise kernel may run over [data, data + numel).
+void check_dense(const TensorView& x, const char* what);
+void check_same_layout(const TensorView& x, const char* what, const TensorView& first);  // shape and strides
 
 }  // namespace va
