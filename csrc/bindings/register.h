@@ -7,7 +7,10 @@ namespace va {
 using NoGil = pybind11::call_guard<pybind11::gil_scoped_release>;
 
 void register_runtime(pybind11::module_& m);
+void register_activation(pybind11::module_& m);
+void register_adamw(pybind11::module_& m);
+void register_cross_entropy(pybind11::module_& m);
 void register_layer_norm(pybind11::module_& m);
-void register_attention(pybind11::module_& m);
+void register_patchify(pybind11::module_& m);
 
 }  // namespace va

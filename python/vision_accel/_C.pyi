@@ -11,49 +11,71 @@ Tensor: typing.TypeAlias = torch.Tensor | np.ndarray[typing.Any, typing.Any]
 
 __all__: list[str] = [
     "LAYER_NORM_PARTS",
+    "activation_backward",
+    "activation_forward",
     "active_isa",
-    "attention_backward",
-    "attention_forward",
+    "adamw",
     "available_isas",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
     "cuda_status",
+    "grad_norm",
     "layer_norm_backward",
     "layer_norm_forward",
     "max_threads",
+    "patchify",
     "set_isa",
     "set_own_threads",
     "threading_backend",
+    "unpatchify",
     "version",
 ]
 
-def active_isa() -> str: ...
-def attention_backward(
-    q: Tensor | None,
-    k: Tensor | None,
-    v: Tensor | None,
-    key_padding: Tensor | None,
-    y: Tensor | None,
-    lse: Tensor | None,
-    dy: Tensor | None,
-    dq: Tensor | None,
-    dk: Tensor | None,
-    dv: Tensor | None,
-    causal: bool,
-    scale: float,
-    stream: int,
+def activation_backward(
+    dy: Tensor | None, x: Tensor | None, dx: Tensor | None, kind: str, stream: int
 ) -> None: ...
-def attention_forward(
-    q: Tensor | None,
-    k: Tensor | None,
-    v: Tensor | None,
-    key_padding: Tensor | None,
-    y: Tensor | None,
-    lse: Tensor | None,
-    causal: bool,
-    scale: float,
+def activation_forward(x: Tensor | None, y: Tensor | None, kind: str, stream: int) -> None: ...
+def active_isa() -> str: ...
+def adamw(
+    params: typing.Sequence[Tensor | None],
+    grads: typing.Sequence[Tensor | None],
+    exp_avgs: typing.Sequence[Tensor | None],
+    exp_avg_sqs: typing.Sequence[Tensor | None],
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    grad_scale: float,
     stream: int,
 ) -> None: ...
 def available_isas() -> list[str]: ...
+def cross_entropy_backward(
+    dloss: Tensor | None,
+    logits: Tensor | None,
+    target: Tensor | None,
+    lse: Tensor | None,
+    dlogits: Tensor | None,
+    dtarget: Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+    ignore_index: int,
+    stream: int,
+) -> None: ...
+def cross_entropy_forward(
+    logits: Tensor | None,
+    target: Tensor | None,
+    loss: Tensor | None,
+    losses: Tensor | None,
+    lse: Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+    ignore_index: int,
+    stream: int,
+) -> None: ...
 def cuda_status() -> str: ...
+def grad_norm(grads: typing.Sequence[Tensor | None], norm: Tensor | None, stream: int) -> None: ...
 def layer_norm_backward(
     dy: Tensor | None,
     s: Tensor | None,
@@ -80,9 +102,11 @@ def layer_norm_forward(
     stream: int,
 ) -> None: ...
 def max_threads() -> int: ...
+def patchify(x: Tensor | None, patches: Tensor | None, patch_h: int, patch_w: int, stream: int) -> None: ...
 def set_isa(name: str) -> None: ...
 def set_own_threads(n: int) -> None: ...
 def threading_backend() -> str: ...
+def unpatchify(patches: Tensor | None, x: Tensor | None, patch_h: int, patch_w: int, stream: int) -> None: ...
 def version() -> str: ...
 
 LAYER_NORM_PARTS: int = 16

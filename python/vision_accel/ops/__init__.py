@@ -2,14 +2,15 @@
 """Stateless functions on tensors; the only package that calls the C++ core."""
 
 from vision_accel.ops._pending import (
-    activation,
-    adamw,
-    cross_entropy,
+    attention,
+    attention_qkv,
     linear,
-    patchify,
 )
-from vision_accel.ops.attention import attention, attention_qkv
+from vision_accel.ops.activation import activation
+from vision_accel.ops.adamw import adamw, grad_norm
+from vision_accel.ops.cross_entropy import cross_entropy
 from vision_accel.ops.layer_norm import layer_norm
+from vision_accel.ops.patchify import patchify
 
 __all__ = [
     "activation",
@@ -17,6 +18,7 @@ __all__ = [
     "attention",
     "attention_qkv",
     "cross_entropy",
+    "grad_norm",
     "layer_norm",
     "linear",
     "patchify",

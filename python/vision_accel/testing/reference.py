@@ -74,17 +74,32 @@ def attention_qkv(qkv: Tensor, num_heads: int, **options: object) -> Tensor:
     return attention(q, k, v, **options)  # type: ignore[arg-type]
 
 
-def patchify(x: Tensor, patch_size: tuple[int, int]) -> Tensor:
+def patchify(x: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
     p = torch.nn.functional.unfold(x, patch_size, stride=patch_size)
     return p.transpose(1, 2)
 
 
 def cross_entropy(
-    logits: Tensor, target: Tensor, label_smoothing: float = 0.0, reduction: str = "mean"
+    logits: Tensor,
+    target: Tensor,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    *,
+    ignore_index: int = -100,
 ) -> Tensor:
-    return torch.nn.functional.cross_entropy(
-        logits, target, label_smoothing=label_smoothing, reduction=reduction
+    rows = target.flatten() if target.ndim < logits.ndim else target.flatten(0, -2)
+    loss = torch.nn.functional.cross_entropy(
+        logits.flatten(0, -2),
+        rows,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        ignore_index=ignore_index,
     )
+    return loss.unflatten(0, logits.shape[:-1]) if reduction == "none" else loss
+
+
+def grad_norm(grads: list[Tensor]) -> Tensor:
+    return torch.nn.utils.get_total_norm(grads)
 
 
 def adamw(
