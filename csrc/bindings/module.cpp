@@ -12,5 +12,6 @@ PYBIND11_MODULE(_C, m) {
   va::register_adamw(m);
   va::register_cross_entropy(m);
   va::register_layer_norm(m);
+  va::register_linear(m);
   va::register_patchify(m);
 }

@@ -11,6 +11,7 @@ void register_activation(pybind11::module_& m);
 void register_adamw(pybind11::module_& m);
 void register_cross_entropy(pybind11::module_& m);
 void register_layer_norm(pybind11::module_& m);
+void register_linear(pybind11::module_& m);
 void register_patchify(pybind11::module_& m);
 
 }  // namespace va

@@ -5,6 +5,7 @@
 #include "core/build_info.h"
 #include "core/cpu_features.h"
 #include "core/parallel.h"
+#include "kernels/common/fma_peak.h"
 
 namespace va {
 
@@ -17,6 +18,7 @@ void register_runtime(pybind11::module_& m) {
   m.def("max_threads", &max_threads);
   m.def("set_own_threads", &set_own_threads, pybind11::arg("n"));
   m.def("threading_backend", &threading_backend);
+  m.def("fma_peak", &fma_peak, pybind11::arg("seconds") = 0.2, NoGil());
 }
 
 }  // namespace va

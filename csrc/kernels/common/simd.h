@@ -9,6 +9,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "core/cpu_features.h"
@@ -124,6 +126,31 @@ VA_INLINE void store(Half* p, Vec<float> v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, 0));
 #else
   for (int i = 0; i < kLanes<float>; ++i) p[i].bits = float_to_half(v[i]);
+#endif
+}
+
+// a * b + c, rounded once where the ISA has FMA (two roundings on x86 without it). Unlike a contracted
+// expression it never depends on what the compiler makes of the code around it.
+VA_INLINE Vec<float> fmadd(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if VA_SIMD_BYTES == 64 && defined(__AVX512F__)
+  return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif VA_SIMD_BYTES == 32 && defined(__FMA__)
+  return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Vec<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+VA_INLINE Vec<double> fmadd(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if VA_SIMD_BYTES == 64 && defined(__AVX512F__)
+  return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif VA_SIMD_BYTES == 32 && defined(__FMA__)
+  return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__)
+  return (Vec<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+  return a * b + c;
 #endif
 }
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _LIB = torch.library.Library("vision_accel", "DEF")
+_AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 
 Op = Callable[..., Any]
@@ -25,6 +26,7 @@ def register(
     fake: Op,
     backward: Op | None = None,
     setup_context: Callable[..., None] | None = None,
+    autocast: tuple[int, ...] = (),
 ) -> Op:
     """Register ``vision_accel::<name>`` and return the function that calls it (positional arguments only).
 
@@ -35,6 +37,7 @@ def register(
         fake: computes empty outputs of the right shape, dtype and device from fake inputs.
         backward: ``backward(ctx, *grads)``, gradients in the order of the inputs.
         setup_context: ``setup_context(ctx, inputs, output)``, saves what backward needs.
+        autocast: which arguments ``torch.autocast`` converts to its dtype.
     """
     qualified = f"vision_accel::{name}"
     _LIB.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
@@ -44,6 +47,9 @@ def register(
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIB)
     dispatched = getattr(torch.ops.vision_accel, name).default
+    if autocast:
+        for device, key in _AUTOCAST.items():
+            _LIB.impl(name, _autocast_kernel(dispatched, device, autocast), key)
     differentiable = impl if backward is None else _function(name, impl, backward, setup_context)
 
     def call(*args: Any) -> Any:
@@ -52,7 +58,7 @@ def register(
         needs_grad = False
         for a in args:
             if isinstance(a, Tensor):
-                if type(a) not in _PLAIN:
+                if type(a) not in _PLAIN or a.is_meta:
                     return dispatched(*args)
                 needs_grad = needs_grad or a.requires_grad
         if _is_observed():
@@ -62,6 +68,28 @@ def register(
         return impl(*args)
 
     return call
+
+
+def _autocast_kernel(op: Op, device: str, positions: tuple[int, ...]) -> Op:
+    """Converts what torch's own autocast would: floating tensors of this device, except float64."""
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _AUTOCAST[device]))
+
+    def cast(x: Any, dtype: torch.dtype) -> Any:
+        if (
+            isinstance(x, Tensor)
+            and x.is_floating_point()
+            and x.dtype != torch.float64
+            and x.device.type == device
+        ):
+            return x.to(dtype)
+        return x
+
+    def kernel(*args: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device)
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return op(*(cast(a, dtype) if i in positions else a for i, a in enumerate(args)))
+
+    return kernel
 
 
 def _is_observed() -> bool:

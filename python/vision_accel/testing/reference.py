@@ -42,9 +42,13 @@ def linear(
     activation: str = "none",
     residual: Tensor | None = None,
     scale: Tensor | None = None,
+    *,
+    rows: tuple[int, int] | None = None,
 ) -> Tensor:
+    if rows is not None:
+        weight, bias, scale = (None if v is None else v[slice(*rows)] for v in (weight, bias, scale))
     y = torch.nn.functional.linear(x, weight.flatten(1), bias)
-    y = _activate(y, activation)
+    y = globals()["activation"](y, activation)
     if scale is not None:
         y = y * scale
     return y if residual is None else residual + y
