@@ -11,6 +11,7 @@ Tensor: typing.TypeAlias = torch.Tensor | np.ndarray[typing.Any, typing.Any]
 
 __all__: list[str] = [
     "LAYER_NORM_PARTS",
+    "LINEAR_PARTS",
     "activation_backward",
     "activation_forward",
     "active_isa",
@@ -19,9 +20,15 @@ __all__: list[str] = [
     "cross_entropy_backward",
     "cross_entropy_forward",
     "cuda_status",
+    "fma_peak",
     "grad_norm",
     "layer_norm_backward",
     "layer_norm_forward",
+    "linear_backward",
+    "linear_fingerprint",
+    "linear_forward",
+    "linear_pack",
+    "linear_packed_numel",
     "max_threads",
     "patchify",
     "set_isa",
@@ -75,6 +82,7 @@ def cross_entropy_forward(
     stream: int,
 ) -> None: ...
 def cuda_status() -> str: ...
+def fma_peak(seconds: float = 0.2) -> float: ...
 def grad_norm(grads: typing.Sequence[Tensor | None], norm: Tensor | None, stream: int) -> None: ...
 def layer_norm_backward(
     dy: Tensor | None,
@@ -101,6 +109,37 @@ def layer_norm_forward(
     eps: float,
     stream: int,
 ) -> None: ...
+def linear_backward(
+    dy: Tensor | None,
+    x: Tensor | None,
+    weight: Tensor | None,
+    z: Tensor | None,
+    scale: Tensor | None,
+    dz: Tensor | None,
+    dx: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+    dscale: Tensor | None,
+    workspace: Tensor | None,
+    activation: str,
+    stream: int,
+) -> None: ...
+def linear_fingerprint(weight: Tensor | None) -> int: ...
+def linear_forward(
+    x: Tensor | None,
+    weight: Tensor | None,
+    packed: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    scale: Tensor | None,
+    y: Tensor | None,
+    z: Tensor | None,
+    activation: str,
+    first: int,
+    stream: int,
+) -> None: ...
+def linear_pack(weight: Tensor | None, packed: Tensor | None) -> None: ...
+def linear_packed_numel(weight: Tensor | None) -> int: ...
 def max_threads() -> int: ...
 def patchify(x: Tensor | None, patches: Tensor | None, patch_h: int, patch_w: int, stream: int) -> None: ...
 def set_isa(name: str) -> None: ...
@@ -110,3 +149,4 @@ def unpatchify(patches: Tensor | None, x: Tensor | None, patch_h: int, patch_w: 
 def version() -> str: ...
 
 LAYER_NORM_PARTS: int = 16
+LINEAR_PARTS: int = 16

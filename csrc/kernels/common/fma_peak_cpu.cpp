@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/parallel.h"
 #include "kernels/common/fma_peak.h"
+
+#include "core/parallel.h"
 #include "kernels/common/simd.h"
 
 namespace va {

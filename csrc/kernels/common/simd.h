@@ -81,9 +81,8 @@ VA_INLINE float half_to_float(uint16_t h) {
     std::memcpy(&f, &bits, 4);
     return f;
   }
-  const uint32_t bits =
-      sign | (exponent == 31 ? 0x7f800000u | (fraction << 13) | (fraction ? 0x400000u : 0u)
-                             : ((exponent + 112) << 23) | (fraction << 13));
+  const uint32_t bits = sign | (exponent == 31 ? 0x7f800000u | (fraction << 13) | (fraction ? 0x400000u : 0u)
+                                               : ((exponent + 112) << 23) | (fraction << 13));
   std::memcpy(&f, &bits, 4);
   return f;
 }

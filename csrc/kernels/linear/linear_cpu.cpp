@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "kernels/linear/linear.h"
+
 #include "core/dispatch.h"
 #include "kernels/common/activation_math.h"
 #include "kernels/common/gemm.h"
-#include "kernels/linear/linear.h"
 
 namespace va {
 namespace VA_ISA {

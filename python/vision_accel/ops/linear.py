@@ -221,20 +221,16 @@ def _backward(ctx: Any, dy: Tensor | None, _dz: Tensor | None) -> tuple[Tensor |
         return (None,) * 10
     x, weight, z, scale = ctx.saved_tensors
     need_x, need_weight, need_bias, need_residual, need_scale = ctx.needs_input_grad[:5]
-    dx = dweight = dbias = dscale = None
+    grads = [None] * 4
     needs = [need_x, need_weight, need_bias, need_scale]
     if any(needs):
-        dx, dweight, dbias, dscale = _grad(
+        grads = _grad(
             dy, x, weight, z, scale, ctx.weight_shape, ctx.dtype, ctx.activation, ctx.begin, ctx.end, needs
         )
-    return (
-        dx if need_x else None,
-        dweight if need_weight else None,
-        dbias.to(ctx.bias_dtype) if need_bias else None,
-        dy if need_residual else None,
-        dscale.to(scale.dtype) if need_scale else None,
-        *(None,) * 5,
-    )
+    dx, dweight, dbias, dscale = (g if need else None for g, need in zip(grads, needs, strict=True))
+    dbias = None if dbias is None else dbias.to(ctx.bias_dtype)
+    dscale = None if dscale is None else dscale.to(scale.dtype)
+    return (dx, dweight, dbias, dy if need_residual else None, dscale, *(None,) * 5)
 
 
 _forward = register(

@@ -46,7 +46,8 @@ def linear(
     rows: tuple[int, int] | None = None,
 ) -> Tensor:
     if rows is not None:
-        weight, bias, scale = (None if v is None else v[slice(*rows)] for v in (weight, bias, scale))
+        weight = weight[slice(*rows)]
+        bias, scale = (None if v is None else v[slice(*rows)] for v in (bias, scale))
     y = torch.nn.functional.linear(x, weight.flatten(1), bias)
     y = globals()["activation"](y, activation)
     if scale is not None:
