@@ -20,6 +20,8 @@ _LAZY: dict[str, str] = {
     "ViT": "vision_accel.models",
     "create_model": "vision_accel.models",
     "list_models": "vision_accel.models",
+    "load": "vision_accel.models",
+    "save": "vision_accel.models",
 }
 _SUBMODULES = ("data", "infer", "io", "models", "nn", "ops", "testing", "train")
 

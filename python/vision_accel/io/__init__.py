@@ -1,2 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint layouts: reading and writing, no model maths."""
+"""Reads and writes the checkpoint layouts of other libraries. Knows files, names and configs; no model maths.
+
+A checkpoint is a directory: config.json, the weights (safetensors, or a pickle read with ``weights_only``),
+and optionally how images are prepared. Nothing in a checkpoint is ever executed.
+"""
+
+from vision_accel.io.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from vision_accel.io.hub import find_directory
+from vision_accel.io.tensors import describe
+
+__all__ = ["Checkpoint", "describe", "find_directory", "read_checkpoint", "write_checkpoint"]

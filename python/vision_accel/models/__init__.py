@@ -4,10 +4,11 @@
 import fnmatch
 from typing import Any
 
+from vision_accel.models.pretrained import load, save
 from vision_accel.models.vit import ViT
 from vision_accel.models.vit_config import ViTConfig, variants
 
-__all__ = ["ViT", "ViTConfig", "create_model", "list_models"]
+__all__ = ["ViT", "ViTConfig", "create_model", "list_models", "load", "save"]
 
 
 def list_models(pattern: str = "*") -> list[str]:

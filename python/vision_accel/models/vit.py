@@ -5,6 +5,7 @@ Source: Dosovitskiy et al. 2020, arXiv:2010.11929. Options, parameter names and 
 ``VisionTransformer``, so its checkpoints load without a key map.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vision_accel.models.vit_config import Size, ViTConfig
+from vision_accel.io import Checkpoint
+from vision_accel.models.pretrained import Pretrained, fill
+from vision_accel.models.vit_config import Size, ViTConfig, nearest_variant
 from vision_accel.nn import (
     AttentionPool,
     Block,
@@ -26,7 +29,7 @@ from vision_accel.nn import (
 )
 
 
-class ViT(nn.Module):
+class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classification"):
     """Vision Transformer: images [B, channels, h, w] -> logits [B, num_classes].
 
     Attributes:
@@ -38,8 +41,6 @@ class ViT(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.preprocess: Any = None
-        self.labels: dict[int, str] | None = None
         self.grad_checkpointing = False
         dynamic = c.dynamic_img_size or c.dynamic_img_pad
         self.patch_embed = PatchEmbed(
@@ -80,8 +81,8 @@ class ViT(nn.Module):
             if c.global_pool == "map"
             else None
         )
-        self.fc_norm = LayerNorm(c.embed_dim, c.norm_eps) if after else nn.Identity()
-        self.pooler = Linear(c.embed_dim, c.pooler_dim) if c.pooler_dim else None
+        self.fc_norm = LayerNorm(self._pooled_dim, c.norm_eps) if after else nn.Identity()
+        self.pooler = Linear(self._pooled_dim, c.pooler_dim) if c.pooler_dim else None
         self.head_drop = nn.Dropout(c.drop_rate)
         self.head: nn.Module = Linear(self.num_features, c.num_classes) if c.num_classes else nn.Identity()
         self.init_weights()
@@ -101,7 +102,11 @@ class ViT(nn.Module):
     @property
     def num_features(self) -> int:
         """Width of the pooled features."""
-        return self.config.pooler_dim or self.config.embed_dim
+        return self.config.pooler_dim or self._pooled_dim
+
+    @property
+    def _pooled_dim(self) -> int:
+        return self.config.embed_dim * (2 if self.config.global_pool == "token_avg" else 1)
 
     def num_params(self, trainable: bool = False) -> int:
         """Number of parameters; with ``trainable`` only those that require gradients."""
@@ -117,7 +122,7 @@ class ViT(nn.Module):
         positions = None
         if self.pos_embed is not None:
             embedded = 0 if c.no_embed_class else c.num_prefix_tokens
-            pos = resample_pos_embed(self.pos_embed, self.patch_embed.grid_size, grid, embedded)
+            pos = resample_pos_embed(self.pos_embed, c.grid_size, grid, embedded, c.pos_embed_antialias)
             if embedded and prefix is not None:
                 prefix = prefix + pos[:, :embedded]
             positions = pos[:, embedded:].expand(x.shape[0], -1, -1)
@@ -146,11 +151,14 @@ class ViT(nn.Module):
             return x
         if kind == "token":
             return x[:, 0]
+        first = x[:, 0]
         x = x if self.config.pool_include_prefix else x[:, self.config.num_prefix_tokens :]
         if self.attn_pool is not None:
             return self.attn_pool(x)
         if kind == "avg":
             return x.mean(dim=1)
+        if kind == "token_avg":
+            return torch.cat([first, x.mean(dim=1)], dim=-1)
         return x.amax(dim=1) if kind == "max" else 0.5 * (x.amax(dim=1) + x.mean(dim=1))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -267,15 +275,63 @@ class ViT(nn.Module):
         new = self.config.replace(
             img_size=img_size or self.config.img_size, patch_size=patch_size or self.config.patch_size
         )
-        old_grid, embed = self.patch_embed.grid_size, self.patch_embed
+        old_grid, embed = self.config.grid_size, self.patch_embed
         embed.proj.weight = nn.Parameter(resample_patch_embed(embed.proj.weight, new.patch_size))
         embed.proj.kernel_size = embed.proj.stride = embed.patch_size = new.patch_size
         embed.img_size = new.img_size
         if self.pos_embed is not None:
             prefix = 0 if new.no_embed_class else new.num_prefix_tokens
-            pos = resample_pos_embed(self.pos_embed, old_grid, embed.grid_size, prefix)
+            pos = resample_pos_embed(self.pos_embed, old_grid, new.grid_size, prefix, new.pos_embed_antialias)
             self.pos_embed = nn.Parameter(pos, requires_grad=self.pos_embed.requires_grad)
         self.config = new
+
+    # Checkpoints.
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, **overrides: Any) -> "ViT":
+        """Build the ViT that a checkpoint describes, with some config fields changed.
+
+        Another number of classes means a new head in place of the old head and pooler. Another pooling
+        leaves the final norm where it is, unless ``fc_norm`` is given.
+        """
+        base = ViTConfig.named(checkpoint.variant) if checkpoint.variant else ViTConfig()
+        try:
+            stored = base.replace(**checkpoint.config)
+        except TypeError as e:
+            raise ValueError(str(e)) from e
+        wanted = stored.replace(**overrides)
+        if wanted.global_pool != stored.global_pool and "fc_norm" not in overrides:
+            wanted = wanted.replace(fc_norm=stored.norm_after_pool)
+        new_head = wanted.num_classes != stored.num_classes
+        if new_head and "pooler_dim" not in overrides:
+            wanted = wanted.replace(pooler_dim=None)
+        fresh = ("head.",) * new_head + ("pooler.",) * (wanted.pooler_dim != stored.pooler_dim)
+
+        tensors = {k: v for k, v in checkpoint.tensors.items() if not k.startswith(fresh)}
+        if "pos_embed" in tensors:
+            prefix = 0 if stored.no_embed_class else stored.num_prefix_tokens
+            tensors["pos_embed"] = resample_pos_embed(
+                tensors["pos_embed"], stored.grid_size, wanted.grid_size, prefix, wanted.pos_embed_antialias
+            )
+        if "patch_embed.proj.weight" in tensors and wanted.patch_size != stored.patch_size:
+            weight = resample_patch_embed(tensors["patch_embed.proj.weight"], wanted.patch_size)
+            tensors["patch_embed.proj.weight"] = weight
+
+        with torch.device("meta"):
+            model = cls(wanted)
+        fill(model, tensors, fresh)
+        for name in fresh:
+            model.get_submodule(name[:-1]).apply(_init_weights)
+        model.labels = None if new_head else checkpoint.labels
+        return model
+
+    def to_checkpoint(self, layout: str) -> Checkpoint:
+        """Describe this ViT for a layout."""
+        if layout != "timm":
+            config, variant = dataclasses.asdict(self.config), None
+        else:
+            variant, config = nearest_variant(self.config)
+        return Checkpoint("vit", layout, config, dict(self.state_dict()), variant, self.labels)
 
     # What a training loop asks.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
-POOLS = ("", "token", "avg", "max", "avgmax", "map")
+POOLS = ("", "token", "avg", "max", "avgmax", "token_avg", "map")
 Size = tuple[int, int]
 
 
@@ -20,7 +20,7 @@ class ViTConfig:
     patch_size: Size = (16, 16)
     in_chans: int = 3
     num_classes: int = 1000  # 0: no head, the model returns pooled features
-    global_pool: str = "token"  # one of POOLS; "": no pooling, every token goes through the head
+    global_pool: str = "token"  # one of POOLS; "": none, every token goes through the head
     embed_dim: int = 768
     depth: int = 12
     num_heads: int = 12
@@ -37,6 +37,7 @@ class ViTConfig:
     class_token: bool = True
     reg_tokens: int = 0  # register tokens, arXiv:2309.16588
     pos_embed: str = "learn"  # or "none"
+    pos_embed_antialias: bool = True  # when positions are resized: True as timm, False as Hugging Face
     no_embed_class: bool = False  # no position embedding for class and register tokens
     pre_norm: bool = False  # norm after the embeddings, and no bias in the patch embedding (CLIP)
     final_norm: bool = True
@@ -68,8 +69,8 @@ class ViTConfig:
         if self.mlp_layer == "swiglu" and self.hidden_dim % 2:
             raise ValueError(f"ViT: swiglu needs an even hidden size, got {self.hidden_dim}")
         self._require("global_pool", self.global_pool in POOLS, f"one of {', '.join(map(repr, POOLS))}")
-        if self.global_pool == "token" and not self.class_token:
-            raise ValueError("ViT: global_pool 'token' needs class_token=True")
+        if self.global_pool in {"token", "token_avg"} and not self.class_token:
+            raise ValueError(f"ViT: global_pool {self.global_pool!r} needs class_token=True")
         self._require("act_layer", self.act_layer in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
         self._require("mlp_layer", self.mlp_layer in ("mlp", "swiglu"), "mlp or swiglu")
         self._require("pos_embed", self.pos_embed in ("learn", "none"), "learn or none")
@@ -86,6 +87,11 @@ class ViTConfig:
     def hidden_dim(self) -> int:
         """Outputs of fc1."""
         return int(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def grid_size(self) -> Size:
+        """Rows and columns of patches in an image of the nominal size."""
+        return self.img_size[0] // self.patch_size[0], self.img_size[1] // self.patch_size[1]
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -132,6 +138,7 @@ SIZES: dict[str, tuple[int, int, int, float]] = {
     "plus": (896, 12, 14, 4.0),  # open_clip
     "so150m2": (832, 21, 13, 34 / 13),
     "so150m": (896, 18, 14, 2.572),
+    "intern300m": (1024, 24, 16, 4.0),
     "large": (1024, 24, 16, 4.0),  # Dosovitskiy et al. 2020, table 1
     "so400m": (1152, 27, 16, 3.7362),  # Alabdulmohsin et al. 2023, arXiv:2305.13035
     "huge": (1280, 32, 16, 4.0),  # Dosovitskiy et al. 2020, table 1
@@ -220,13 +227,31 @@ _VARIANTS: list[tuple[dict[str, Any], str]] = [
     ({**_AVG, **_SCALE, "reg_tokens": 1, "qkv_bias": False}, """
      vit_so150m2_patch16_reg1_gap_256 vit_so150m2_patch16_reg1_gap_384 vit_so150m2_patch16_reg1_gap_448"""),
     (_BEIT, "beit3_base_patch16_224 beit3_large_patch16_224"),
+    ({"img_size": 448, "init_values": 0.1, "final_norm": False, "dynamic_img_size": True},
+     "vit_intern300m_patch14_448"),
     ({**_BEIT, "mlp_ratio": 4.3637}, "beit3_giant_patch14_224 beit3_giant_patch14_336"),
 ]  # fmt: skip
+
+# For tests and demonstrations.
+_TEST = {
+    "img_size": 160,
+    "embed_dim": 64,
+    "depth": 6,
+    "num_heads": 2,
+    "mlp_ratio": 3,
+    "dynamic_img_size": True,
+}
+_TEST_VARIANTS: dict[str, dict[str, Any]] = {
+    "test_vit": _TEST,
+    "test_vit2": {**_TEST, **_AVG, **_SCALE, "depth": 8, "reg_tokens": 1},
+    "test_vit3": {**_SCALE, "img_size": 160, "embed_dim": 96, "depth": 9, "num_heads": 3, "mlp_ratio": 2,
+                  "class_token": False, "reg_tokens": 1, "global_pool": "map", "pool_include_prefix": True},
+}  # fmt: skip
 
 
 def variants() -> dict[str, dict[str, Any]]:
     """Every known variant: its name, and the fields of :class:`ViTConfig` that it sets."""
-    found = {}
+    found = dict(_TEST_VARIANTS)
     for recipe, names in _VARIANTS:
         for name in names.split():
             match = re.fullmatch(r"[a-z]+3?_([a-z0-9]+)_patch(\d+)_(.*?)_?(\d+)?(_miil)?", name)
@@ -238,3 +263,24 @@ def variants() -> dict[str, dict[str, Any]]:
                 "patch_size": int(patch), "img_size": int(image or 0), **recipe,
             }  # fmt: skip
     return found
+
+
+def nearest_variant(config: ViTConfig) -> tuple[str, dict[str, Any]]:
+    """The known variant that differs least from a config, and what differs.
+
+    The norm's eps and the kind of MLP weigh most, because timm has no other place for them.
+    """
+
+    def changes(name: str) -> dict[str, Any]:
+        base = ViTConfig.named(name)
+        fields = [f.name for f in dataclasses.fields(base)]
+        return {f: getattr(config, f) for f in fields if getattr(config, f) != getattr(base, f)}
+
+    def distance(changed: dict[str, Any]) -> int:
+        return len(changed) + 100 * ("norm_eps" in changed) + 100 * ("mlp_layer" in changed)
+
+    found = {name: changes(name) for name in variants()}
+    name = min(found, key=lambda n: distance(found[n]))
+    # timm would take these from the variant or from elsewhere: always say them.
+    said = ("img_size", "in_chans", "num_classes", "global_pool", "dynamic_img_size")
+    return name, {**{f: getattr(config, f) for f in said}, **found[name]}

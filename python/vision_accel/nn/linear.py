@@ -25,10 +25,6 @@ class Linear(torch.nn.Linear):
             activation: ``none``, ``gelu``, ``gelu_tanh``, ``quick_gelu`` or ``silu``.
             residual: [..., K], added last.
             scale: [K], multiplies before the residual is added (layer scale).
-            rows: compute outputs ``rows[0]`` to ``rows[1]`` only; K is then their number.
+            rows: compute the output features from ``rows[0]`` to ``rows[1]`` only.
         """
-        if rows is None:
-            return ops.linear(x, self.weight, self.bias, activation, residual, scale)
-        part = slice(*rows)
-        bias = None if self.bias is None else self.bias[part]
-        return ops.linear(x, self.weight[part], bias, activation, residual, scale)
+        return ops.linear(x, self.weight, self.bias, activation, residual, scale, rows=rows)

@@ -74,17 +74,20 @@ class PatchEmbed(nn.Module):
         return ops.linear(patches, self.proj.weight, self.proj.bias, "none", residual)
 
 
-def resample_pos_embed(pos_embed: Tensor, old: Size, new: Size, num_prefix_tokens: int) -> Tensor:
+def resample_pos_embed(
+    pos_embed: Tensor, old: Size, new: Size, num_prefix_tokens: int, antialias: bool = True
+) -> Tensor:
     """Resize position embeddings [1, P + old, C] to another grid: [1, P + new, C].
 
-    Bicubic with antialiasing in float32, the prefix untouched: what timm's ``resample_abs_pos_embed`` does.
-    (Hugging Face's ``interpolate_pos_encoding`` does not antialias, so it differs when the grid shrinks.)
+    Bicubic in float32, the prefix untouched. With antialiasing this is timm's ``resample_abs_pos_embed``,
+    without it Hugging Face's ``interpolate_pos_encoding``. The two differ even where the grid grows: torch's
+    antialiased bicubic filter is another cubic.
     """
     if old == new:
         return pos_embed
     prefix, grid = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
     image = grid.float().unflatten(1, old).permute(0, 3, 1, 2)  # [1, C, rows, columns]
-    image = nn.functional.interpolate(image, size=new, mode="bicubic", antialias=True)
+    image = nn.functional.interpolate(image, size=new, mode="bicubic", antialias=antialias)
     return torch.cat([prefix, image.permute(0, 2, 3, 1).flatten(1, 2).to(pos_embed.dtype)], dim=1)
 
 

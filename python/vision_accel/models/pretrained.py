@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads models from checkpoints of other libraries, and saves them back."""
+
+from functools import reduce
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub import ModelHubMixin
+from torch import Tensor, nn
+
+from vision_accel.io import Checkpoint, describe, find_directory, read_checkpoint, write_checkpoint
+
+_Model = TypeVar("_Model", bound="Pretrained")
+_MODELS: dict[str, type["Pretrained"]] = {}
+
+
+class Pretrained(nn.Module, ModelHubMixin):
+    """A model that can be loaded and saved. Its ``push_to_hub`` is huggingface_hub's.
+
+    The mixin is the plain one: its PyTorch child falls back to pickles.
+
+    Attributes:
+        preprocess: how images become the model's input; None if unknown.
+        labels: class index -> name; None if unknown.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.preprocess: Any = None
+        self.labels: dict[int, str] | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _MODELS[cls.__name__.lower()] = cls
+
+    @classmethod
+    def from_checkpoint(cls: type[_Model], checkpoint: Checkpoint, **overrides: Any) -> _Model:
+        """Build the model that a checkpoint describes, with some config fields changed."""
+        raise NotImplementedError
+
+    def to_checkpoint(self, layout: str) -> Checkpoint:
+        """Describe this model for a layout; a ValueError says what the layout cannot express."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Model],
+        pretrained_model_name_or_path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        **config_overrides: Any,
+    ) -> _Model:
+        """:func:`load`, with the options of a download."""
+        directory = find_directory(
+            pretrained_model_name_or_path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        model = load(directory, device, dtype, **config_overrides)
+        if not isinstance(model, cls):
+            raise ValueError(f"{directory} holds a {type(model).__name__}, not a {cls.__name__}")
+        return model
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        layout: str = "hf",
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        config: Any = None,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """:func:`save`; ``config`` and ``model_card_kwargs`` are the mixin's and not used."""
+        save(self, save_directory, layout)
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id=repo_id or Path(save_directory).name, **push_to_hub_kwargs)
+
+
+def load(
+    path_or_hub_id: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    **config_overrides: Any,
+) -> Any:
+    """Load a model, ready for inference; its layout (Hugging Face, timm) is found out.
+
+    Args:
+        path_or_hub_id: a directory, or a repository on the Hugging Face Hub (``org/name[@revision]``).
+        device: where to put it.
+        dtype: its floating dtype; None for that of the file.
+        config_overrides: fields of its config to change. ``num_classes=10`` gives it a new head, freshly
+            drawn from torch's generator; ``img_size=384`` and ``patch_size=32`` resample its embeddings.
+
+    Returns:
+        The model in eval mode, with ``.config``, ``.preprocess`` and ``.labels``.
+
+    Raises:
+        FileNotFoundError: no such directory or repository, or a file of it is missing.
+        ValueError: a damaged file, weights that do not fit, or an option that cannot be honoured.
+        TypeError: an unknown field among the overrides.
+    """
+    directory = find_directory(path_or_hub_id)
+    checkpoint = read_checkpoint(directory)
+    try:
+        model = _MODELS[checkpoint.model].from_checkpoint(checkpoint, **config_overrides)
+    except ValueError as e:
+        raise ValueError(f"{directory}: {e}") from e
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def save(model: Pretrained, directory: str | Path, layout: str = "hf") -> None:
+    """Save a model so that the library of the layout opens it with every key matched.
+
+    Written aside and renamed: an interrupted save leaves what was there. Options that only matter in
+    training, and how other image sizes are treated, are kept where the layout has a place for them.
+
+    Args:
+        model: the model.
+        directory: where to; made if missing. Other files in it stay.
+        layout: ``hf`` or ``timm``.
+
+    Raises:
+        ValueError: the layout cannot express the model; the message lists why.
+        OSError: it cannot be written.
+    """
+    write_checkpoint(Path(directory), model.to_checkpoint(layout))
+
+
+def fill(model: nn.Module, tensors: dict[str, Tensor], fresh: tuple[str, ...]) -> None:
+    """Put weights into a model on the meta device, in their own dtype (the widest, if they differ).
+
+    Args:
+        model: the model.
+        tensors: all of its weights, and nothing else.
+        fresh: prefixes of the weights that are left for the caller to draw.
+
+    Raises:
+        ValueError: weights are missing, unexpected, or of another shape; all are listed.
+    """
+    expected = model.state_dict()
+    missing = [k for k in expected if k not in tensors and not k.startswith(fresh)]
+    unexpected = [k for k in tensors if k not in expected]
+    shapes = [
+        f"{k} {list(tensors[k].shape)}, expected {list(t.shape)}"
+        for k, t in expected.items()
+        if k in tensors and tensors[k].shape != t.shape
+    ]
+    if missing or unexpected or shapes:
+        raise ValueError(describe(missing, unexpected, shapes))
+    odd = [f"{k} is {t.dtype}" for k, t in tensors.items() if not t.is_floating_point()]
+    if odd:
+        raise ValueError(f"weights must be floating point, but {odd[0]}")
+    dtypes = [t.dtype for t in tensors.values()]
+    model.to(reduce(torch.promote_types, dtypes, dtypes[0])).to_empty(device="cpu")
+    model.load_state_dict(tensors, strict=False)
