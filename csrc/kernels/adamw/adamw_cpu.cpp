@@ -42,18 +42,27 @@ void update(const Factors<C>& f, T* param, const T* grad, C* exp_avg, C* exp_avg
 }
 
 typedef double Wide __attribute__((vector_size(2 * VA_SIMD_BYTES)));
-VA_INLINE Wide widen(Vec<float> v) { return __builtin_convertvector(v, Wide); }
-VA_INLINE Vec<double> widen(Vec<double> v) { return v; }
+struct DoublePair {
+  Vec<double> low, high;
+};
+VA_INLINE DoublePair widen(Vec<float> v) {
+  const Wide w = __builtin_convertvector(v, Wide);
+  DoublePair p;
+  std::memcpy(&p, &w, sizeof(p));
+  return p;
+}
+VA_INLINE DoublePair widen(Vec<double> v) { return {v, Vec<double>{}}; }
 
 // The sum of squares in double: large gradients do not overflow, and the order of f32 sums does not show.
 template <class T, class C = compute_t<T>>
 double sum_of_squares(const T* x, int64_t count) {
-  decltype(widen(Vec<C>{})) total{};
+  DoublePair total{};  // two vectors: as one of twice the size GCC keeps it in memory
   for_lanes<C>(count, [&](int64_t i, auto n) {
-    const auto v = widen(load_n(x + i, n));
-    total += v * v;
+    const DoublePair v = widen(load_n(x + i, n));
+    total.low += v.low * v.low;
+    total.high += v.high * v.high;
   });
-  return reduce_add(total);
+  return reduce_add(total.low + total.high);
 }
 
 // body(tensor, first element, count) for the chunks [begin, end) of the list.
