@@ -30,7 +30,7 @@ DType dtype_from(dlpack::DataType t) {
 DType dtype_from_format(const char* format, int64_t itemsize) {
   const std::string f = format ? format : "B";
   const char c = f.back();
-  if (f.size() == 1 || f[0] == '@' || f[0] == '=' || f[0] == '<') {
+  if (f.size() == 1 || (f.size() == 2 && (f[0] == '@' || f[0] == '=' || f[0] == '<'))) {
     switch (c) {
       case 'f': return DType::f32;
       case 'd': return DType::f64;
@@ -61,7 +61,7 @@ void fill(TensorView& v, const dlpack::Tensor& t) {
     case dlpack::kCudaManaged: v.device = {DeviceType::cuda, t.device.id}; break;
     default: throw Error("tensors on DLPack device type " + std::to_string(t.device.type) + " are not supported");
   }
-  v.data = static_cast<char*>(t.data) + t.byte_offset;
+  v.data = t.data ? static_cast<char*>(t.data) + t.byte_offset : nullptr;
   v.dtype = dtype_from(t.dtype);
   v.ndim = t.ndim;
   int64_t contiguous = 1;
@@ -70,6 +70,15 @@ void fill(TensorView& v, const dlpack::Tensor& t) {
     v.strides[i] = t.strides ? t.strides[i] : contiguous;
     contiguous *= t.shape[i];
   }
+  if (!v.data && v.numel() > 0) throw TypeError("a tensor without memory (fake or a wrapper) cannot be used here");
+}
+
+// The Python error that is set, in one line (torch appends a C++ backtrace), as a TypeError.
+[[noreturn]] void throw_unreadable(py::handle source, const py::error_already_set& e) {
+  if (!e.matches(PyExc_Exception)) throw e;  // KeyboardInterrupt and the like
+  const std::string message = e.what();
+  throw TypeError(std::string("cannot read this ") + Py_TYPE(source.ptr())->tp_name + ": " +
+                  message.substr(0, message.find('\n')));
 }
 
 // The exchange table of a Python type, or null; looked up once per type.
@@ -92,6 +101,14 @@ const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
 
 BorrowedTensor::BorrowedTensor(py::handle source) {
   if (source.is_none()) return;
+  try {
+    read(source);
+  } catch (const py::error_already_set& e) {
+    throw_unreadable(source, e);
+  }
+}
+
+void BorrowedTensor::read(py::handle source) {
   PyTypeObject* const type = Py_TYPE(source.ptr());
   if (const auto* api = exchange_api(type)) {
     dlpack::Tensor t{};

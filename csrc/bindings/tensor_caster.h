@@ -21,6 +21,8 @@ class BorrowedTensor {
   TensorView view;
 
  private:
+  void read(pybind11::handle source);
+
   pybind11::object keep_;  // a memoryview or a capsule
 };
 
