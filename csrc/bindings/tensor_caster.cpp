@@ -23,8 +23,8 @@ DType dtype_from(dlpack::DataType t) {
     if (t.code == kInt && t.bits == 64) return DType::i64;
     if (t.code == kBool && t.bits == 8) return DType::boolean;
   }
-  throw TypeError("a tensor of DLPack type (code " + std::to_string(t.code) + ", " +
-                  std::to_string(t.bits) + " bits) is not supported");
+  throw TypeError("a tensor of DLPack type (code " + std::to_string(t.code) + ", " + std::to_string(t.bits) +
+                  " bits) is not supported");
 }
 
 DType dtype_from_format(const char* format, int64_t itemsize) {
@@ -32,14 +32,21 @@ DType dtype_from_format(const char* format, int64_t itemsize) {
   const char c = f.back();
   if (f.size() == 1 || (f.size() == 2 && (f[0] == '@' || f[0] == '=' || f[0] == '<'))) {
     switch (c) {
-      case 'f': return DType::f32;
-      case 'd': return DType::f64;
-      case 'e': return DType::f16;
-      case 'B': return DType::u8;
-      case '?': return DType::boolean;
-      case 'i': return DType::i32;
+      case 'f':
+        return DType::f32;
+      case 'd':
+        return DType::f64;
+      case 'e':
+        return DType::f16;
+      case 'B':
+        return DType::u8;
+      case '?':
+        return DType::boolean;
+      case 'i':
+        return DType::i32;
       case 'l':
-      case 'q': return itemsize == 8 ? DType::i64 : DType::i32;
+      case 'q':
+        return itemsize == 8 ? DType::i64 : DType::i32;
     }
   }
   throw TypeError("an array of format '" + f + "' is not supported");
@@ -47,8 +54,8 @@ DType dtype_from_format(const char* format, int64_t itemsize) {
 
 void check_dims(int ndim) {
   if (ndim > TensorView::kMaxDims) {
-    throw Error("a tensor may have at most " + std::to_string(TensorView::kMaxDims) +
-                " dimensions, got " + std::to_string(ndim));
+    throw Error("a tensor may have at most " + std::to_string(TensorView::kMaxDims) + " dimensions, got " +
+                std::to_string(ndim));
   }
 }
 
@@ -56,10 +63,15 @@ void fill(TensorView& v, const dlpack::Tensor& t) {
   check_dims(t.ndim);
   switch (t.device.type) {
     case dlpack::kCpu:
-    case dlpack::kCudaHost: v.device = {DeviceType::cpu, 0}; break;
+    case dlpack::kCudaHost:
+      v.device = {DeviceType::cpu, 0};
+      break;
     case dlpack::kCuda:
-    case dlpack::kCudaManaged: v.device = {DeviceType::cuda, t.device.id}; break;
-    default: throw Error("tensors on DLPack device type " + std::to_string(t.device.type) + " are not supported");
+    case dlpack::kCudaManaged:
+      v.device = {DeviceType::cuda, t.device.id};
+      break;
+    default:
+      throw Error("tensors on DLPack device type " + std::to_string(t.device.type) + " are not supported");
   }
   v.data = t.data ? static_cast<char*>(t.data) + t.byte_offset : nullptr;
   v.dtype = dtype_from(t.dtype);
@@ -70,7 +82,8 @@ void fill(TensorView& v, const dlpack::Tensor& t) {
     v.strides[i] = t.strides ? t.strides[i] : contiguous;
     contiguous *= t.shape[i];
   }
-  if (!v.data && v.numel() > 0) throw TypeError("a tensor without memory (fake or a wrapper) cannot be used here");
+  if (!v.data && v.numel() > 0)
+    throw TypeError("a tensor without memory (fake or a wrapper) cannot be used here");
 }
 
 // The Python error that is set, in one line (torch appends a C++ backtrace), as a TypeError.
@@ -86,7 +99,8 @@ const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
   static std::unordered_map<PyTypeObject*, const dlpack::ExchangeApi*> cache;  // guarded by the GIL
   if (const auto it = cache.find(type); it != cache.end()) return it->second;
   const dlpack::ExchangeApi* api = nullptr;
-  if (PyObject* capsule = PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__")) {
+  if (PyObject* capsule =
+          PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__")) {
     api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
     Py_DECREF(capsule);
     if (api && (api->header.version.major != 1 || !api->tensor_from_py_object_no_sync)) api = nullptr;
