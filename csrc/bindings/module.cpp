@@ -14,4 +14,5 @@ PYBIND11_MODULE(_C, m) {
   va::register_layer_norm(m);
   va::register_linear(m);
   va::register_patchify(m);
+  va::register_resample(m);
 }

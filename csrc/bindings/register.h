@@ -13,5 +13,6 @@ void register_cross_entropy(pybind11::module_& m);
 void register_layer_norm(pybind11::module_& m);
 void register_linear(pybind11::module_& m);
 void register_patchify(pybind11::module_& m);
+void register_resample(pybind11::module_& m);
 
 }  // namespace va

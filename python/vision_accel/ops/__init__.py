@@ -8,6 +8,7 @@ from vision_accel.ops.cross_entropy import cross_entropy
 from vision_accel.ops.layer_norm import layer_norm
 from vision_accel.ops.linear import linear
 from vision_accel.ops.patchify import patchify
+from vision_accel.ops.resample import normalization_table, resample
 
 __all__ = [
     "activation",
@@ -18,5 +19,7 @@ __all__ = [
     "grad_norm",
     "layer_norm",
     "linear",
+    "normalization_table",
     "patchify",
+    "resample",
 ]
