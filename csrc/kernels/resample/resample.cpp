@@ -13,16 +13,20 @@ namespace {
 
 constexpr int kPrecisionBits = 22;
 constexpr int64_t kMaxSide = int64_t{1} << 24;
-constexpr int64_t kTileBytes = 256 * 1024;     // transposed source of one sweep: stays in the L2 cache
+constexpr int64_t kTileBytes = 256 * 1024;      // transposed source of one sweep: stays in the L2 cache
 constexpr int64_t kPartWork = 2 * 1000 * 1000;  // multiply-adds that are worth a thread
 
 double support_of(Filter f) {
   switch (f) {
     case Filter::nearest:
-    case Filter::box: return 0.5;
-    case Filter::lanczos: return 3.0;
-    case Filter::bicubic: return 2.0;
-    default: return 1.0;
+    case Filter::box:
+      return 0.5;
+    case Filter::lanczos:
+      return 3.0;
+    case Filter::bicubic:
+      return 2.0;
+    default:
+      return 1.0;
   }
 }
 
@@ -37,20 +41,25 @@ double sinc(double x) {
 double filter_value(Filter f, double x) {
   const double d = std::fabs(x);
   switch (f) {
-    case Filter::box: return x > -0.5 && x <= 0.5 ? 1.0 : 0.0;
-    case Filter::bilinear: return d < 1.0 ? 1.0 - d : 0.0;
+    case Filter::box:
+      return x > -0.5 && x <= 0.5 ? 1.0 : 0.0;
+    case Filter::bilinear:
+      return d < 1.0 ? 1.0 - d : 0.0;
     case Filter::hamming:
       if (d == 0.0) return 1.0;
       return d < 1.0 ? sinc(d) * (0.54f + 0.46f * std::cos(d * M_PI)) : 0.0;
     case Filter::bicubic:
       if (d < 1.0) return (1.5 * d - 2.5) * d * d + 1.0;
       return d < 2.0 ? (((d - 5.0) * d + 8.0) * d - 4.0) * -0.5 : 0.0;
-    case Filter::lanczos: return x >= -3.0 && x < 3.0 ? sinc(x) * sinc(x / 3.0) : 0.0;
-    default: return 0.0;
+    case Filter::lanczos:
+      return x >= -3.0 && x < 3.0 ? sinc(x) * sinc(x / 3.0) : 0.0;
+    default:
+      return 0.0;
   }
 }
 
-// One axis of the call: `source` pixels, of which [begin, end) become `resized`; `count` are wanted, from `offset`.
+// One axis of the call: `source` pixels, of which [begin, end) become `resized`; `count` are wanted, from
+// `offset`.
 struct AxisArgs {
   Filter filter;
   int64_t source;
@@ -75,8 +84,7 @@ ResampleAxis measure(const AxisArgs& a) {
   axis.scale = scale_of(a);
   axis.support = support_of(a.filter) * std::max(axis.scale, 1.0);
   const bool single = is_identity(a) || a.filter == Filter::nearest;
-  const int64_t taps =
-      single ? 1 : std::min(a.source, static_cast<int64_t>(std::ceil(axis.support)) * 2 + 1);
+  const int64_t taps = single ? 1 : std::min(a.source, static_cast<int64_t>(std::ceil(axis.support)) * 2 + 1);
   axis.max_pairs = (taps + 1) / 2;
   return axis;
 }
@@ -109,8 +117,7 @@ void fill(ResampleAxis& axis, const AxisArgs& a, double* values) {
   if (is_identity(a) || a.filter == Filter::nearest) return fill_single(axis, a);
   const double inverse = 1.0 / std::max(axis.scale, 1.0);
   for (int64_t i = 0; i < a.count; ++i) {
-    const double centre =
-        a.begin + (static_cast<double>(a.offset + i) + 0.5) * axis.scale;
+    const double centre = a.begin + (static_cast<double>(a.offset + i) + 0.5) * axis.scale;
     const int64_t first = std::max<int64_t>(0, static_cast<int64_t>(centre - axis.support + 0.5));
     const int64_t last = std::min(a.source, static_cast<int64_t>(centre + axis.support + 0.5));
     const int64_t n = std::min(std::max<int64_t>(0, last - first), axis.max_pairs * 2);
@@ -187,11 +194,12 @@ Call make_call(const Resample& a, uint8_t* memory) {
 
   // The source rows behind the output, times the columns and taps of each pass.
   const double source_rows = std::min(static_cast<double>(h), static_cast<double>(rows) * p.y.scale);
-  const double work = 2.0 * static_cast<double>(columns * channels) *
-                      (source_rows * static_cast<double>(p.x.max_pairs) +
-                       static_cast<double>(rows * p.y.max_pairs));
+  const double work =
+      2.0 * static_cast<double>(columns * channels) *
+      (source_rows * static_cast<double>(p.x.max_pairs) + static_cast<double>(rows * p.y.max_pairs));
   const int64_t threads = a.threads > 0 ? a.threads : max_threads();
-  p.parts = std::max<int64_t>(1, std::min({threads, (rows + 15) / 16, static_cast<int64_t>(work / kPartWork)}));
+  p.parts =
+      std::max<int64_t>(1, std::min({threads, (rows + 15) / 16, static_cast<int64_t>(work / kPartWork)}));
 
   Arena arena(memory);
   for (ResampleAxis* axis : {&p.x, &p.y}) {
@@ -210,20 +218,21 @@ Call make_call(const Resample& a, uint8_t* memory) {
 void check_axis(const char* name, int64_t size, int64_t offset, int64_t count) {
   const std::string axis = name;
   if (size < 1 || size > kMaxSide)
-    fail("resample: " + axis + " must be in [1, " + std::to_string(kMaxSide) + "], got " + std::to_string(size));
+    fail("resample: " + axis + " must be in [1, " + std::to_string(kMaxSide) + "], got " +
+         std::to_string(size));
   if (offset < 0 || count < 0 || offset > size - count)
     fail("resample: the crop of the " + axis + " must lie within [0, " + std::to_string(size) + "], got [" +
          std::to_string(offset) + ", " + std::to_string(offset + count) + "]");
 }
 
 void check_box(const float* box, int64_t h, int64_t w) {
-  const bool inside = box[0] >= 0 && box[1] >= 0 && box[2] <= static_cast<float>(w) &&
-                      box[3] <= static_cast<float>(h);
+  const bool inside =
+      box[0] >= 0 && box[1] >= 0 && box[2] <= static_cast<float>(w) && box[3] <= static_cast<float>(h);
   if (inside && box[2] > box[0] && box[3] > box[1]) return;
   std::string got;
   for (int i = 0; i < 4; ++i) got += (i ? ", " : "") + std::to_string(box[i]);
-  fail("resample: box (left, top, right, bottom) must be a non-empty part of the image [" + std::to_string(h) +
-       ", " + std::to_string(w) + "], got (" + got + ")");
+  fail("resample: box (left, top, right, bottom) must be a non-empty part of the image [" +
+       std::to_string(h) + ", " + std::to_string(w) + "], got (" + got + ")");
 }
 
 void check_arguments(const Resample& a) {
@@ -234,7 +243,8 @@ void check_arguments(const Resample& a) {
   check(c == 1 || a.image.strides[2] == 1, "resample: the channels of a pixel must be adjacent");
   check(w == 1 || (a.image.strides[1] >= c && a.image.strides[1] <= 4),
         "resample: the pixels of a row must be C to 4 bytes apart");
-  check(static_cast<int>(a.filter) >= 0 && static_cast<int>(a.filter) <= 5, "resample: unknown interpolation");
+  check(static_cast<int>(a.filter) >= 0 && static_cast<int>(a.filter) <= 5,
+        "resample: unknown interpolation");
   check_box(a.box, h, w);
 
   const auto out = a.out.shape<3>("resample: out");
@@ -246,7 +256,8 @@ void check_arguments(const Resample& a) {
   check_axis("height", a.height, a.top, a.planar ? out[1] : out[0]);
   check_axis("width", a.width, a.left, a.planar ? out[2] : out[1]);
   check(a.out.strides[2] == 1 || out[2] <= 1, "resample: the last axis of out must be contiguous");
-  check(a.planar || a.out.strides[1] == channels || out[1] <= 1, "resample: the rows of out must be contiguous");
+  check(a.planar || a.out.strides[1] == channels || out[1] <= 1,
+        "resample: the rows of out must be contiguous");
   if (a.out.dtype == DType::f32) {
     check_shape(a.table, "resample: table", {channels, 256});
     check_dtype(a.table, "resample: table", {DType::f32});

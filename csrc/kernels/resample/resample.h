@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Separable, antialiased image resizing that is bit-exact with Pillow's Image.resize on 8-bit images, followed
-// by a crop, an optional mirror and a per-channel table lookup (normalisation), in one pass over the image.
+// Separable, antialiased image resizing that is bit-exact with Pillow's Image.resize on 8-bit images,
+// followed by a crop, an optional mirror and a per-channel table lookup (normalisation), in one pass over the
+// image.
 //
-// Pillow's arithmetic: filter weights are computed in double, normalised to sum 1 and rounded to 22 fractional
-// bits; each of the two passes rounds to uint8. Only rows and columns that the crop keeps are computed. Results
-// do not depend on the instruction set or on the number of threads.
+// Pillow's arithmetic: filter weights are computed in double, normalised to sum 1 and rounded to 22
+// fractional bits; each of the two passes rounds to uint8. Only rows and columns that the crop keeps are
+// computed. Results do not depend on the instruction set or on the number of threads.
 #pragma once
 #include "core/cpu_features.h"
 #include "core/tensor_view.h"
@@ -14,9 +15,9 @@ namespace va {
 enum class Filter { nearest, lanczos, bilinear, bicubic, box, hamming };  // numbered as in Pillow
 
 struct Resample {
-  TensorView image;      // [h, w, C]  uint8, C <= 4; channels adjacent, pixels C to 4 bytes apart, any row stride
-  TensorView out;        // [K, crop h, crop w] if planar, else [crop h, crop w, K]; uint8 or float32; K <= C
-  TensorView table;      // [K, 256]   float32, the output value of each uint8 value; only for float32 outputs
+  TensorView image;  // [h, w, C]  uint8, C <= 4; channels adjacent, pixels C to 4 bytes apart, any row stride
+  TensorView out;    // [K, crop h, crop w] if planar, else [crop h, crop w, K]; uint8 or float32; K <= C
+  TensorView table;  // [K, 256]   float32, the output value of each uint8 value; only for float32 outputs
   TensorView workspace;  // [resample_workspace(args)]  uint8
   Filter filter;
   int64_t height, width;  // of the whole resized image
@@ -25,7 +26,7 @@ struct Resample {
   bool flip;              // mirror left-right, after the crop
   bool planar;
   bool vertical_first;  // order of the passes: Pillow >= 13 starts with the axis that shrinks most
-  int threads;  // at most this many; 0: as many as there are
+  int threads;          // at most this many; 0: as many as there are
 };
 
 int64_t resample_workspace(const Resample& args);  // bytes; does not look at args.workspace

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Both passes are one primitive: a weighted sum of byte rows that lie a fixed distance apart, rounded to bytes
-// (weighted_rows). The vertical pass applies it to rows of the image. The horizontal pass transposes 32 rows at
-// a time, so that source columns become such rows, and transposes the result back.
-#include "kernels/resample/resample.h"
-
 #include <algorithm>
 
 #include "core/parallel.h"
 #include "kernels/common/simd.h"
+#include "kernels/resample/resample.h"
 
+// Both passes are one primitive: a weighted sum of byte rows that lie a fixed distance apart, rounded to
+// bytes (weighted_rows). The vertical pass applies it to rows of the image. The horizontal pass transposes 32
+// rows at a time, so that source columns become such rows, and transposes the result back.
 namespace va {
 namespace VA_ISA {
 namespace {
@@ -29,8 +28,8 @@ VA_INLINE Words widen(const uint8_t* p) {
   return __builtin_convertvector(b, Words);
 }
 
-// interleave<0>(a, b) and interleave<1>(a, b): a0 b0 a1 b1 ... of the lower and upper halves, in any order that
-// narrow() undoes. multiply_add: the sums of products of adjacent pairs.
+// interleave<0>(a, b) and interleave<1>(a, b): a0 b0 a1 b1 ... of the lower and upper halves, in any order
+// that narrow() undoes. multiply_add: the sums of products of adjacent pairs.
 #if defined(__x86_64__) && VA_SIMD_BYTES == 64
 template <int half>
 VA_INLINE Words interleave(Words a, Words b) {
@@ -58,7 +57,8 @@ VA_INLINE void narrow(uint8_t* p, Vec<int32_t> lower, Vec<int32_t> upper) {
 #elif defined(__x86_64__)
 template <int half>
 VA_INLINE Words interleave(Words a, Words b) {
-  return (Words)(half ? _mm_unpackhi_epi16((__m128i)a, (__m128i)b) : _mm_unpacklo_epi16((__m128i)a, (__m128i)b));
+  return (Words)(half ? _mm_unpackhi_epi16((__m128i)a, (__m128i)b)
+                      : _mm_unpacklo_epi16((__m128i)a, (__m128i)b));
 }
 VA_INLINE Sums multiply_add(Words a, Words k) { return (Sums)_mm_madd_epi16((__m128i)a, (__m128i)k); }
 VA_INLINE void narrow(uint8_t* p, Vec<int32_t> lower, Vec<int32_t> upper) {
@@ -123,8 +123,10 @@ VA_INLINE void weighted_rows(const uint8_t* row, int64_t stride, const int32_t* 
                              uint8_t* out, int64_t bytes) {
   int64_t i = 0;
   if constexpr (kBlock == 32)  // 32 registers: three channels at once
-    for (; i + 3 * kBlock <= bytes; i += 3 * kBlock) weighted_blocks<3>(row + i, stride, weights, taps, out + i);
-  for (; i + 2 * kBlock <= bytes; i += 2 * kBlock) weighted_blocks<2>(row + i, stride, weights, taps, out + i);
+    for (; i + 3 * kBlock <= bytes; i += 3 * kBlock)
+      weighted_blocks<3>(row + i, stride, weights, taps, out + i);
+  for (; i + 2 * kBlock <= bytes; i += 2 * kBlock)
+    weighted_blocks<2>(row + i, stride, weights, taps, out + i);
   for (; i + kBlock <= bytes; i += kBlock) weighted_blocks<1>(row + i, stride, weights, taps, out + i);
   if (i == bytes) return;
   if (bytes >= kBlock) {
@@ -136,7 +138,8 @@ VA_INLINE void weighted_rows(const uint8_t* row, int64_t stride, const int32_t* 
     for (int64_t t = 0; t < taps; ++t) {
       int16_t part[4];  // low, low, high, high of the pair
       std::memcpy(part, weights + t / 2 * 2, sizeof(part));
-      sum += row[i + t * stride] * (static_cast<uint32_t>(part[t % 2]) + (static_cast<uint32_t>(part[2 + t % 2]) << 16));
+      sum += row[i + t * stride] *
+             (static_cast<uint32_t>(part[t % 2]) + (static_cast<uint32_t>(part[2 + t % 2]) << 16));
     }
     out[i] = static_cast<uint8_t>(std::clamp(static_cast<int32_t>(sum) >> kPrecisionBits, 0, 255));
   }
@@ -190,8 +193,10 @@ void columns_from_rows(const uint8_t* source, int64_t stride, int64_t rows, int6
         for (int part = 0; part < kParts; ++part) {
           const uint8_t* p = source + std::min(r0 + r + part * 16, rows - 1) * stride + c;
           uint8_t* const to = reinterpret_cast<uint8_t*>(&t[r]) + part * 16;
-          if (n == 16) std::memcpy(to, p, 16);
-          else std::memset(to, 0, 16), std::memcpy(to, p, n);
+          if (n == 16)
+            std::memcpy(to, p, 16);
+          else
+            std::memset(to, 0, 16), std::memcpy(to, p, n);
         }
       }
       transpose(t);
@@ -201,7 +206,8 @@ void columns_from_rows(const uint8_t* source, int64_t stride, int64_t rows, int6
 }
 
 // rows[r][c] = columns[c * stride + r] for 16 columns and the first `count` rows.
-VA_INLINE void rows_from_columns(const uint8_t* columns, int64_t stride, uint8_t* rows, int64_t pitch, int64_t count) {
+VA_INLINE void rows_from_columns(const uint8_t* columns, int64_t stride, uint8_t* rows, int64_t pitch,
+                                 int64_t count) {
   for (int64_t r0 = 0; r0 < count; r0 += kTileRows) {
     Tile t[16];
     for (int i = 0; i < 16; ++i) std::memcpy(&t[i], columns + i * stride + r0, sizeof(Tile));
@@ -215,9 +221,10 @@ VA_INLINE void rows_from_columns(const uint8_t* columns, int64_t stride, uint8_t
 
 // ---- The two passes --------------------------------------------------------------------------------------
 
-// `count` <= kRows rows, each from source column p.begin on, filtered horizontally into rows of output columns.
-void horizontal(const Resample& a, const ResamplePlan& p, const uint8_t* source, int64_t stride, int64_t count,
-                uint8_t* tile, uint8_t* out) {
+// `count` <= kRows rows, each from source column p.begin on, filtered horizontally into rows of output
+// columns.
+void horizontal(const Resample& a, const ResamplePlan& p, const uint8_t* source, int64_t stride,
+                int64_t count, uint8_t* tile, uint8_t* out) {
   const ResampleAxis& x = p.x;
   const int64_t channels = p.planes * p.inner / x.count;
   alignas(64) uint8_t block[16 * 4 * kRows];  // [16 pixels, channels, kRows]
@@ -236,7 +243,8 @@ void horizontal(const Resample& a, const ResamplePlan& p, const uint8_t* source,
       }
       for (int64_t c = 0; c < channels; ++c) {
         if (a.planar) {
-          rows_from_columns(block + c * kRows, channels * kRows, out + c * p.plane_pitch + column, p.pitch, count);
+          rows_from_columns(block + c * kRows, channels * kRows, out + c * p.plane_pitch + column, p.pitch,
+                            count);
         } else {
           rows_from_columns(block + c * 16 * kRows, kRows, out + column * channels + c * 16, p.pitch, count);
         }

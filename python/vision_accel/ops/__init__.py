@@ -8,7 +8,7 @@ from vision_accel.ops.cross_entropy import cross_entropy
 from vision_accel.ops.layer_norm import layer_norm
 from vision_accel.ops.linear import linear
 from vision_accel.ops.patchify import patchify
-from vision_accel.ops.resample import normalization_table, resample
+from vision_accel.ops.resample import normalization_table, pillow_pixels, resample
 
 __all__ = [
     "activation",
@@ -21,5 +21,6 @@ __all__ = [
     "linear",
     "normalization_table",
     "patchify",
+    "pillow_pixels",
     "resample",
 ]

@@ -6,11 +6,13 @@ Works on numpy arrays without torch; with torch installed, also on tensors, as a
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
+from PIL import Image
+from PIL.Image import core  # type: ignore[attr-defined]
 
 from vision_accel import _C
 
@@ -32,12 +34,6 @@ UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
 
 
-@overload
-def resample(image: UInt8, size: tuple[int, int], *, table: None = ..., **options: Any) -> UInt8: ...
-@overload
-def resample(image: UInt8, size: tuple[int, int], *, table: Float32, **options: Any) -> Float32: ...
-@overload
-def resample(image: "Tensor", size: tuple[int, int], **options: Any) -> "Tensor": ...
 def resample(
     image: Any,
     size: tuple[int, int],
@@ -95,7 +91,16 @@ def resample(
     shape = [channels, rows, columns] if planar else [rows, columns, channels]
     filter_ = INTERPOLATIONS[interpolation]
     vertical_first = _vertical_first(image.shape, height, width)
-    call = (filter_, [height, width], [float(e) for e in edges], [top, left], flip, planar, vertical_first, threads)
+    call = (
+        filter_,
+        [height, width],
+        [float(e) for e in edges],
+        [top, left],
+        flip,
+        planar,
+        vertical_first,
+        threads,
+    )
     if not isinstance(image, np.ndarray):
         if out is not None:
             raise ValueError("resample: out is for numpy arrays only")
@@ -139,6 +144,25 @@ def _table(mean: tuple[float, ...], std: tuple[float, ...], rescale: float) -> F
     return table
 
 
+def pillow_pixels(image: Image.Image) -> UInt8:
+    """The pixels of a Pillow image of mode RGB: [h, w, 3] uint8, read-only, with 4-byte pixels.
+
+    Shares the image's memory where Pillow exports it (Pillow >= 11.3, images of one memory block: up to
+    16 MB), else copies. Do not change the image while the array is in use.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"pillow_pixels: the image must be of mode RGB, got {image.mode}")
+    width, height = image.size
+    if width * 4 % core.get_alignment() == 0:  # otherwise rows may be padded
+        try:
+            block = _C.arrow_pixels(*image.__arrow_c_array__())
+        except (ValueError, TypeError):  # more than one block, or another layout
+            pass
+        else:
+            return np.frombuffer(block, np.uint8).reshape(height, width, 4)[..., :3]
+    return np.asarray(image)
+
+
 def _vertical_first(shape: Sequence[int], height: int, width: int) -> bool:
     """Whether the Pillow that is installed resizes the vertical axis first: it rounds in between.
 
@@ -175,8 +199,8 @@ if torch is not None:
 
     _dispatch = register(
         "resample",
-        "(Tensor image, Tensor? table, SymInt[] shape, int filter, SymInt[] size, float[] box, SymInt[] corner,"
-        " bool flip, bool planar, bool vertical_first, int threads) -> Tensor",
+        "(Tensor image, Tensor? table, SymInt[] shape, int filter, SymInt[] size, float[] box,"
+        " SymInt[] corner, bool flip, bool planar, bool vertical_first, int threads) -> Tensor",
         _run,
         _fake,
     )

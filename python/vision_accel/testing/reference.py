@@ -2,8 +2,11 @@
 """What each op means, in plain torch. One function per op, same arguments, any floating dtype."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 
@@ -129,3 +132,29 @@ def adamw(
             v.mul_(b2).addcmul_(g, g, value=1 - b2)
             denom = (v.sqrt() / (1 - b2**step) ** 0.5).add_(eps)
             p.addcdiv_(m, denom, value=-lr / (1 - b1**step))
+
+
+def resample(
+    image: np.ndarray[Any, Any],
+    size: tuple[int, int],
+    *,
+    interpolation: str = "bicubic",
+    box: tuple[float, float, float, float] | None = None,
+    crop: tuple[int, int, int, int] | None = None,
+    flip: bool = False,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] = (1.0,),
+) -> np.ndarray[Any, Any]:
+    h, w, channels = image.shape
+    mode = {1: "L", 3: "RGB", 4: "CMYK"}[channels]  # RGBA would be multiplied by alpha
+    pil = Image.frombytes(mode, (w, h), np.ascontiguousarray(image).tobytes())
+    pil = pil.resize((size[1], size[0]), Image.Resampling[interpolation.upper()], box)
+    y = np.asarray(pil).reshape(*size, channels)
+    if crop is not None:
+        y = y[crop[0] : crop[0] + crop[2], crop[1] : crop[1] + crop[3]]
+    if flip:
+        y = y[:, ::-1]
+    if mean is None:
+        return y
+    scaled = (y.astype(np.float64) * (1 / 255)).astype(np.float32)
+    return ((scaled - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)
