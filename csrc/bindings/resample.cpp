@@ -61,7 +61,7 @@ struct ArrowPixels {
   int64_t bytes;
 };
 
-ArrowPixels arrow_pixels(const py::object& schema, const py::object& array) {
+py::memoryview arrow_pixels(const py::object& schema, const py::object& array) {
   const auto* s = static_cast<const ArrowSchema*>(PyCapsule_GetPointer(schema.ptr(), "arrow_schema"));
   if (!s) throw py::error_already_set();
   const auto* a = static_cast<const ArrowArray*>(PyCapsule_GetPointer(array.ptr(), "arrow_array"));
@@ -71,7 +71,7 @@ ArrowPixels arrow_pixels(const py::object& schema, const py::object& array) {
                       a->children[0]->offset == 0 && a->children[0]->n_buffers == 2;
   if (!pixels)
     throw TypeError("arrow_pixels: expected lists of 4 uint8, got Arrow format " + std::string(s->format));
-  return {array, a->children[0]->buffers[1], a->length * 4};
+  return py::memoryview(py::cast(ArrowPixels{array, a->children[0]->buffers[1], a->length * 4}));
 }
 
 }  // namespace
@@ -97,7 +97,8 @@ void register_resample(py::module_& m) {
       arg("image"), arg("out"), arg("table"), arg("workspace"), arg("filter"), arg("size"), arg("box"),
       arg("corner"), arg("flip"), arg("planar"), arg("vertical_first"), arg("threads"), NoGil());
 
-  py::class_<ArrowPixels>(m, "ArrowPixels", py::buffer_protocol()).def_buffer([](ArrowPixels& p) {
+  // Seen from Python only as what a memoryview refers to, so it has no name in the module.
+  py::class_<ArrowPixels>(py::handle(), "ArrowPixels", py::buffer_protocol()).def_buffer([](ArrowPixels& p) {
     return py::buffer_info(static_cast<const uint8_t*>(p.data), p.bytes);
   });
   m.def("arrow_pixels", &arrow_pixels, arg("schema"), arg("array"));

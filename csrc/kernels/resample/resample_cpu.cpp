@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "kernels/resample/resample.h"
+
 #include <algorithm>
 
 #include "core/parallel.h"
 #include "kernels/common/simd.h"
-#include "kernels/resample/resample.h"
 
 // Both passes are one primitive: a weighted sum of byte rows that lie a fixed distance apart, rounded to
 // bytes (weighted_rows). The vertical pass applies it to rows of the image. The horizontal pass transposes 32

@@ -157,4 +157,4 @@ def resample(
     if mean is None:
         return y
     scaled = (y.astype(np.float64) * (1 / 255)).astype(np.float32)
-    return ((scaled - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)
+    return ((scaled - np.array(mean, np.float32)) / np.array(std, np.float32)).transpose(2, 0, 1)
