@@ -207,10 +207,14 @@ def test_pillow_pixels_share_memory(size):
 
 
 def test_pillow_pixels_of_an_image_in_several_blocks():
-    image = Image.new("RGB", (5000, 1200), (1, 2, 3))
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(picture(rng, 1200, 5000))
     pixels = ops.pillow_pixels(image)
-    assert pixels.shape == (1200, 5000, 3)
-    assert (pixels == (1, 2, 3)).all()
+    assert np.array_equal(pixels, np.asarray(image))
+    assert pixels.strides == (5000 * 4, 4, 1)
+
+
+def test_pillow_pixels_wants_rgb():
     with pytest.raises(ValueError, match="mode RGB, got L"):
         ops.pillow_pixels(Image.new("L", (2, 2)))
 
