@@ -56,7 +56,7 @@ def draw(seed):
         args[name] = rng.random() < 0.3
     classes = {
         "norm_eps": rng.choice([1e-6, 1e-5, 1e-12]),
-        "act_layer": rng.choice(["gelu", "gelu_tanh", "quick_gelu", "silu"]),
+        "act_layer": rng.choice(["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "hard_swish"]),
         "mlp_layer": rng.choice(["mlp", "mlp", "swiglu"]),
     }
     return args, classes
@@ -363,7 +363,7 @@ def test_wrong_image_type_and_dynamic_size():
     ("options", "message"),
     [
         ({"num_heads": 5}, "num_heads must be a divisor of 48, got 5"),
-        ({"act_layer": "relu6"}, "act_layer must be one of gelu, .*got 'relu6'"),
+        ({"act_layer": "prelu"}, "act_layer must be one of gelu, .*got 'prelu'"),
         ({"global_pool": "mean"}, "global_pool must be one of .*got 'mean'"),
         ({"class_token": False}, "needs class_token=True"),
         ({"patch_size": 0}, "patch_size must be one or two positive integers, got 0"),

@@ -20,13 +20,16 @@ _ACTIVATIONS = {
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_python_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
     "silu": "silu",
     "swish": "silu",
+    "hardswish": "hard_swish",
+    **{name: name for name in ("relu", "relu6", "leaky_relu", "mish", "sigmoid", "tanh")},
 }
-_WRITTEN_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+_WRITTEN_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "hard_swish": "hardswish"}
 # What transformers assumes where config.json is silent.
 _DEFAULTS: dict[str, Any] = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
@@ -260,7 +263,7 @@ def write(
         if c["pooler_dim"]:
             config |= {"pooler_output_size": c["pooler_dim"], "pooler_act": "tanh"}
     if c["num_classes"]:
-        named = labels or _default_labels(c["num_classes"])
+        named = _default_labels(c["num_classes"]) | (labels or {})
         config["id2label"] = {str(i): name for i, name in named.items()}
         config["label2id"] = {name: i for i, name in named.items()}
     return config, _write_tensors(c, dino, model_type, tensors)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 # Arguments of timm's class that only say how to draw the first weights.
 _IGNORED = {"weight_init", "fix_init", "strict_img_size", "use_naflex"}
-_ACTIVATIONS = {"swish": "silu"}
+_ACTIVATIONS = {"swish": "silu", "hardswish": "hard_swish"}
 # Fields of ours with no place in timm.
 _OURS = {"norm_eps", "mlp_layer", "pooler_dim", "pos_embed_antialias"}
 

@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
+_FUSED = ("gelu", "gelu_tanh", "quick_gelu", "silu")  # with fc1
+ACTIVATIONS = (*_FUSED, "relu", "relu6", "leaky_relu", "hard_swish", "mish", "sigmoid", "tanh")
 POOLS = ("", "token", "avg", "max", "avgmax", "token_avg", "map")
 Size = tuple[int, int]
 

@@ -61,7 +61,7 @@ class Attention(nn.Module):
             if dropping:
                 q, k, v = (t.transpose(1, 2) for t in (q, k, v))
                 y = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop)
-                y = y.transpose(1, 2).flatten(2)
+                y = y.transpose(1, 2).flatten(2).to(x.dtype)  # autocast may have made it narrower
             else:
                 y = ops.attention(q, k, v)
         return self.proj_drop(self.proj(self.norm(y), residual=residual, scale=scale))

@@ -1,11 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The feed-forward half of a transformer block."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from vision_accel import ops
 from vision_accel.nn.linear import Linear
 from vision_accel.nn.norm import LayerNorm
+
+# Activations too rare for a kernel: they run on their own, after fc1.
+_UNFUSED: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": nn.functional.relu,
+    "relu6": nn.functional.relu6,
+    "leaky_relu": nn.functional.leaky_relu,
+    "hard_swish": nn.functional.hardswish,
+    "mish": nn.functional.mish,
+    "sigmoid": nn.functional.sigmoid,
+    "tanh": nn.functional.tanh,
+}
 
 
 class Mlp(nn.Module):
@@ -32,7 +45,8 @@ class Mlp(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """What fc2 is applied to, [..., hidden]."""
-        return self.fc1(x, activation=self.activation)
+        unfused = _UNFUSED.get(self.activation)
+        return self.fc1(x, activation=self.activation) if unfused is None else unfused(self.fc1(x))
 
     def forward(self, x: Tensor, residual: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """Map x [..., C] -> [..., C], scaled and added to ``residual`` by fc2."""
@@ -51,7 +65,8 @@ class SwiGLU(Mlp):
     def hidden(self, x: Tensor) -> Tensor:
         """What fc2 is applied to, [..., hidden / 2]."""
         gate, value = self.fc1(x).chunk(2, dim=-1)
-        return ops.activation(gate, self.activation) * value
+        unfused = _UNFUSED.get(self.activation)
+        return (ops.activation(gate, self.activation) if unfused is None else unfused(gate)) * value
 
     def init_weights(self) -> None:
         """Start with the value half of fc1 near one, as timm does."""
