@@ -395,3 +395,15 @@ def test_names():
         va.create_model("vit_base_patch61_224")
     with pytest.raises(TypeError, match="no option 'num_clases'; did you mean 'num_classes'"):
         va.create_model("vit_tiny_patch16_224", num_clases=3)
+
+
+def test_copies_and_state_dicts_are_plain():
+    import copy
+    import pickle
+
+    model = make(init_values=0.1)
+    x = images(model)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), model(x))
+        assert other.config == model.config
+    assert all(isinstance(m, torch.nn.Linear) for m in (model.head, model.blocks[0].attn.qkv))

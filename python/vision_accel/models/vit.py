@@ -95,9 +95,7 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
         for token in (self.cls_token, self.reg_token):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
-        for name, child in self.named_children():
-            if name != "norm_pre":
-                child.apply(_init_weights)
+        self.apply(_init_weights)
 
     @property
     def num_features(self) -> int:
@@ -151,15 +149,15 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
             return x
         if kind == "token":
             return x[:, 0]
-        first = x[:, 0]
-        x = x if self.config.pool_include_prefix else x[:, self.config.num_prefix_tokens :]
+        pooled = x if self.config.pool_include_prefix else x[:, self.config.num_prefix_tokens :]
         if self.attn_pool is not None:
-            return self.attn_pool(x)
-        if kind == "avg":
-            return x.mean(dim=1)
+            return self.attn_pool(pooled)
+        if kind == "max":
+            return pooled.amax(dim=1)
+        mean = pooled.mean(dim=1)
         if kind == "token_avg":
-            return torch.cat([first, x.mean(dim=1)], dim=-1)
-        return x.amax(dim=1) if kind == "max" else 0.5 * (x.amax(dim=1) + x.mean(dim=1))
+            return torch.cat([x[:, 0], mean], dim=-1)
+        return mean if kind == "avg" else 0.5 * (pooled.amax(dim=1) + mean)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens [B, N, C] of :meth:`forward_features` -> logits, or the pooled features in front of them."""
