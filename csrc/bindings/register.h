@@ -9,6 +9,7 @@ using NoGil = pybind11::call_guard<pybind11::gil_scoped_release>;
 void register_runtime(pybind11::module_& m);
 void register_activation(pybind11::module_& m);
 void register_adamw(pybind11::module_& m);
+void register_attention(pybind11::module_& m);
 void register_cross_entropy(pybind11::module_& m);
 void register_layer_norm(pybind11::module_& m);
 void register_linear(pybind11::module_& m);

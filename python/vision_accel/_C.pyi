@@ -18,6 +18,8 @@ __all__: list[str] = [
     "active_isa",
     "adamw",
     "arrow_pixels",
+    "attention_backward",
+    "attention_forward",
     "available_isas",
     "cross_entropy_backward",
     "cross_entropy_forward",
@@ -62,6 +64,32 @@ def adamw(
     stream: int,
 ) -> None: ...
 def arrow_pixels(schema: typing.Any, array: typing.Any) -> memoryview: ...
+def attention_backward(
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor | None,
+    key_padding: Tensor | None,
+    y: Tensor | None,
+    lse: Tensor | None,
+    dy: Tensor | None,
+    dq: Tensor | None,
+    dk: Tensor | None,
+    dv: Tensor | None,
+    causal: bool,
+    scale: float,
+    stream: int,
+) -> None: ...
+def attention_forward(
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor | None,
+    key_padding: Tensor | None,
+    y: Tensor | None,
+    lse: Tensor | None,
+    causal: bool,
+    scale: float,
+    stream: int,
+) -> None: ...
 def available_isas() -> list[str]: ...
 def cross_entropy_backward(
     dloss: Tensor | None,

@@ -134,8 +134,8 @@ void run_job(const Gemm<S>& g, Epilogue<C> epilogue, int64_t tile0, int64_t tile
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t row = row0 + t * kTileRows, rows = smaller(kTileRows, row1 - row);
         C* const tile = sums + (blocks > 1 ? p * tiles + t : 0) * kTileRows * kCols;
-        micro_kernel_for<S>(rows, valid)(kc, {a.data + t * tile_step, a.stride, a.k_stride}, b, tile,
-                                         block > 0);
+        micro_kernel_for<S>(rows, valid)(kc, {a.data + t * tile_step, a.stride, a.k_stride}, b, kCols, tile,
+                                         kCols, block > 0);
         if (!last) continue;
         const int64_t from = panel == 0 ? skip : 0;
         epilogue({tile + from, row, rows, panel * kCols + from - skip, valid - from});

@@ -39,10 +39,10 @@ struct Operand {
 };
 
 // tile[r][c] = sum_k A[r][k] panel[k][c], added to what tile holds if `accumulate`. S is the storage type of
-// the panel (rows of kTileCols), C the compute type. Only kRows rows and kVecs vectors of the tile are used;
-// its rows lie kTileCols apart.
+// the panel, C the compute type. Only kRows rows and kVecs vectors of the tile are used.
 template <class S, class C, int kRows, int kVecs>
-void micro_kernel(int64_t k_count, Operand<C> a, const S* panel, C* tile, bool accumulate) {
+void micro_kernel(int64_t k_count, Operand<C> a, const S* panel, int64_t panel_stride, C* tile,
+                  int64_t tile_stride, bool accumulate) {
   Vec<C> sum[kRows][kVecs] = {};
   const C* row = a.data;
   for (int64_t k = 0; k < k_count; ++k) {
@@ -56,20 +56,21 @@ void micro_kernel(int64_t k_count, Operand<C> a, const S* panel, C* tile, bool a
       for (int v = 0; v < kVecs; ++v) sum[r][v] = fmadd(x, b[v], sum[r][v]);
     }
     row += a.k_stride;
-    panel += kTileCols<C>;
+    panel += panel_stride;
   }
   VA_UNROLL
   for (int r = 0; r < kRows; ++r) {
     VA_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      C* const out = tile + r * kTileCols<C> + v * kLanes<C>;
+      C* const out = tile + r * tile_stride + v * kLanes<C>;
       store(out, accumulate ? load(out) + sum[r][v] : sum[r][v]);
     }
   }
 }
 
 template <class S, class C>
-using MicroKernel = void (*)(int64_t k_count, Operand<C> a, const S* panel, C* tile, bool accumulate);
+using MicroKernel = void (*)(int64_t k_count, Operand<C> a, const S* panel, int64_t panel_stride, C* tile,
+                             int64_t tile_stride, bool accumulate);
 
 namespace detail {
 template <class S, class C, int... i>

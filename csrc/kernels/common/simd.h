@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -187,26 +188,6 @@ VA_INLINE void store_scalar(S* p, compute_t<S> x) {
   store_n(p, splat(x), 1);
 }
 
-// Lane sums and maxima in a fixed tree order.
-template <class V>
-VA_INLINE auto reduce_add(V v) {
-  constexpr int n = sizeof(V) / sizeof(v[0]);
-  std::remove_reference_t<decltype(v[0] + v[0])> a[n];
-  std::memcpy(a, &v, sizeof(v));
-  for (int step = n / 2; step > 0; step /= 2)
-    for (int i = 0; i < step; ++i) a[i] += a[i + step];
-  return a[0];
-}
-template <class V>
-VA_INLINE auto reduce_max(V v) {
-  constexpr int n = sizeof(V) / sizeof(v[0]);
-  std::remove_reference_t<decltype(v[0] + v[0])> a[n];
-  std::memcpy(a, &v, sizeof(v));
-  for (int step = n / 2; step > 0; step /= 2)
-    for (int i = 0; i < step; ++i) a[i] = a[i] > a[i + step] ? a[i] : a[i + step];
-  return a[0];
-}
-
 template <class V>
 VA_INLINE V vmax(V a, V b) {
   return a > b ? a : b;
@@ -214,6 +195,28 @@ VA_INLINE V vmax(V a, V b) {
 template <class V>
 VA_INLINE V vmin(V a, V b) {
   return a < b ? a : b;
+}
+
+// Lane sums and maxima in a fixed tree order: the upper half is folded onto the lower until one is left.
+template <class V, class F, size_t... i>
+VA_INLINE auto fold_halves(V v, F&& f, std::index_sequence<i...>) {
+  constexpr size_t half = sizeof...(i);
+  if constexpr (half == 1) {
+    return f(v[0], v[1]);
+  } else {
+    const auto folded = f(__builtin_shufflevector(v, v, i...), __builtin_shufflevector(v, v, (i + half)...));
+    return fold_halves(folded, f, std::make_index_sequence<half / 2>());
+  }
+}
+template <class V>
+VA_INLINE auto reduce_add(V v) {
+  constexpr size_t half = sizeof(V) / sizeof(v[0]) / 2;
+  return fold_halves(v, [](auto a, auto b) { return a + b; }, std::make_index_sequence<half>());
+}
+template <class V>
+VA_INLINE auto reduce_max(V v) {
+  constexpr size_t half = sizeof(V) / sizeof(v[0]) / 2;
+  return fold_halves(v, [](auto a, auto b) { return a > b ? a : b; }, std::make_index_sequence<half>());
 }
 
 // body(i, n) for every vector of [0, count): n lanes are valid from element i on.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stateless functions on tensors; the only package that calls the C++ core."""
 
-from vision_accel.ops._pending import attention, attention_qkv
 from vision_accel.ops.activation import activation
 from vision_accel.ops.adamw import adamw, grad_norm
+from vision_accel.ops.attention import attention, attention_qkv
 from vision_accel.ops.cross_entropy import cross_entropy
 from vision_accel.ops.layer_norm import layer_norm
 from vision_accel.ops.linear import linear

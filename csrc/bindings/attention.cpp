@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/attention/attention.h"
+
+#include "bindings/register.h"
+#include "bindings/tensor_caster.h"
+
+namespace va {
+
+void register_attention(pybind11::module_& m) {
+  using pybind11::arg;
+  using T = const TensorView&;
+  m.def(
+      "attention_forward",
+      [](T q, T k, T v, T key_padding, T y, T lse, bool causal, double scale, Stream stream) {
+        attention_forward({q, k, v, key_padding, y, lse, causal, scale}, stream);
+      },
+      arg("q"), arg("k"), arg("v"), arg("key_padding"), arg("y"), arg("lse"), arg("causal"), arg("scale"),
+      arg("stream"), NoGil());
+  m.def(
+      "attention_backward",
+      [](T q, T k, T v, T key_padding, T y, T lse, T dy, T dq, T dk, T dv, bool causal, double scale,
+         Stream stream) {
+        attention_backward({q, k, v, key_padding, y, lse, dy, dq, dk, dv, causal, scale}, stream);
+      },
+      arg("q"), arg("k"), arg("v"), arg("key_padding"), arg("y"), arg("lse"), arg("dy"), arg("dq"), arg("dk"),
+      arg("dv"), arg("causal"), arg("scale"), arg("stream"), NoGil());
+}
+
+}  // namespace va
