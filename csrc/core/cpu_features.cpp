@@ -9,8 +9,12 @@
 namespace va {
 namespace {
 
+constexpr Isa kAll[] = {Isa::portable, Isa::neon, Isa::avx2, Isa::avx512};  // rising order
+
 bool machine_has(Isa isa) {
-#if defined(__x86_64__)
+#if defined(__aarch64__)
+  return isa == Isa::neon;
+#elif defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("bmi2");
@@ -21,6 +25,7 @@ bool machine_has(Isa isa) {
       return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512cd");
+    case Isa::neon: return false;
   }
   return false;
 #else
@@ -35,7 +40,7 @@ std::string names() {
 }
 
 Isa parse(const std::string& name, const char* what) {
-  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+  for (Isa isa : kAll) {
     if (name == name_of(isa) && machine_has(isa)) return isa;
   }
   throw Error(std::string(what) + " must be one of " + names() + " on this machine, got " + name);
@@ -45,10 +50,11 @@ Isa choose() {
   if (const char* forced = std::getenv("VISION_ACCEL_ISA"); forced && *forced) {
     return parse(forced, "VISION_ACCEL_ISA");
   }
-  for (Isa isa : {Isa::avx512, Isa::avx2}) {
-    if (machine_has(isa)) return isa;
+  Isa best = Isa::portable;
+  for (Isa isa : kAll) {
+    if (machine_has(isa)) best = isa;
   }
-  return Isa::portable;
+  return best;
 }
 
 std::atomic<int>& chosen() {
@@ -61,6 +67,7 @@ std::atomic<int>& chosen() {
 const char* name_of(Isa isa) {
   switch (isa) {
     case Isa::portable: return "portable";
+    case Isa::neon: return "neon";
     case Isa::avx2: return "avx2";
     case Isa::avx512: return "avx512";
   }
@@ -69,7 +76,7 @@ const char* name_of(Isa isa) {
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> out;
-  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+  for (Isa isa : kAll) {
     if (machine_has(isa)) out.emplace_back(name_of(isa));
   }
   return out;

@@ -7,7 +7,8 @@
 
 namespace va {
 
-enum class Isa { portable, avx2, avx512 };
+// portable: SSE2 on x86-64, plain C++ elsewhere. neon is the only one on aarch64, which always has it.
+enum class Isa { portable, neon, avx2, avx512 };
 
 const char* name_of(Isa isa);
 std::vector<std::string> available_isas();  // rising order

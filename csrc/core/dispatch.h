@@ -34,11 +34,15 @@ void dispatch_float(DType dtype, const char* what, F&& f) {
 template <class F>
 void dispatch_isa(F&& f) {
   switch (active_isa()) {
+#if defined(__aarch64__)
+    default: return f(std::integral_constant<Isa, Isa::neon>{});
+#else
 #if defined(__x86_64__)
     case Isa::avx512: return f(std::integral_constant<Isa, Isa::avx512>{});
     case Isa::avx2: return f(std::integral_constant<Isa, Isa::avx2>{});
 #endif
     default: return f(std::integral_constant<Isa, Isa::portable>{});
+#endif
   }
 }
 

@@ -43,6 +43,8 @@ VA_INLINE Vec<float> vsqrt(Vec<float> x) {
   return (Vec<float>)_mm512_sqrt_ps((__m512)x);
 #elif VA_SIMD_BYTES == 32 && defined(__AVX__)
   return (Vec<float>)_mm256_sqrt_ps((__m256)x);
+#elif defined(__aarch64__)
+  return (Vec<float>)vsqrtq_f32((float32x4_t)x);
 #else
   for (int i = 0; i < kLanes<float>; ++i) x[i] = std::sqrt(x[i]);
   return x;

@@ -112,6 +112,8 @@ VA_INLINE Vec<float> load(const Half* p) {
   return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif VA_SIMD_BYTES == 32 && defined(__F16C__)
   return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__aarch64__)
+  return (Vec<float>)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)));
 #else
   Vec<float> v;
   for (int i = 0; i < kLanes<float>; ++i) v[i] = half_to_float(p[i].bits);
@@ -124,6 +126,8 @@ VA_INLINE void store(Half* p, Vec<float> v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, 0));
 #elif VA_SIMD_BYTES == 32 && defined(__F16C__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, 0));
+#elif defined(__aarch64__)
+  vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
 #else
   for (int i = 0; i < kLanes<float>; ++i) p[i].bits = float_to_half(v[i]);
 #endif
