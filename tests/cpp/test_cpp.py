@@ -22,7 +22,16 @@ def driver(tmp_path_factory):
     libraries = Path(_C.__file__).parent
     program = tmp_path_factory.mktemp("cpp") / "vision_accel_tests"
     sources = sorted(map(str, HERE.glob("*.cpp")))
-    flags = ["-std=gnu++17", "-O1", "-pthread", "-Wall", "-Wextra", f"-I{ROOT}", f"-I{ROOT / 'csrc'}"]
+    flags = [
+        "-std=gnu++17",
+        "-O1",
+        "-ffp-contract=off",
+        "-pthread",
+        "-Wall",
+        "-Wextra",
+        f"-I{ROOT}",
+        f"-I{ROOT / 'csrc'}",
+    ]
     link = [f"-L{libraries}", "-lvision_accel", f"-Wl,-rpath,{libraries}", "-o", str(program)]
     built = subprocess.run(
         [*compiler.split(), *flags, *sources, *link], capture_output=True, text=True, check=False
