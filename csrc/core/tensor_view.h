@@ -54,8 +54,10 @@ struct TensorView {
     v.strides[0] = v.sizes[1];
     for (int i = ndim - 2; i >= 0; --i) {
       if (sizes[i] == 1) continue;
-      if (v.sizes[0] == 1) v.strides[0] = strides[i];
-      else if (strides[i] != v.strides[0] * v.sizes[0] && numel() > 0) check_contiguous(*this, what);
+      if (v.sizes[0] == 1)
+        v.strides[0] = strides[i];
+      else if (strides[i] != v.strides[0] * v.sizes[0] && numel() > 0)
+        check_contiguous(*this, what);
       v.sizes[0] *= sizes[i];
     }
     return v;

@@ -12,7 +12,8 @@ DType sum_dtype(DType x) { return x == DType::f64 ? DType::f64 : DType::f32; }
 
 void check_rows(const TensorView& x, const char* what, int64_t rows, int64_t cols) {
   check_shape(x, what, {rows, cols});
-  if (rows > 0 && cols > 1 && x.strides[1] != 1) fail(std::string(what) + " must have a contiguous last axis");
+  if (rows > 0 && cols > 1 && x.strides[1] != 1)
+    fail(std::string(what) + " must have a contiguous last axis");
 }
 
 // The tensors that may be f32 beside x of a 16-bit dtype.
