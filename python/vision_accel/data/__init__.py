@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image folders, preprocessing, augmentation, samplers."""
+"""Image sources, preprocessing, augmentation, samplers."""
