@@ -30,8 +30,9 @@ fused=$("${prefix}objdump" -d "$library" | grep -c 'fmla.*\.4s' || true)
 echo "check_neon: $fused vector multiply-adds (fmla v.4s) in the library"
 [ "$fused" -ge 100 ] || { echo "check_neon: the kernels are not vectorised" >&2; exit 1; }
 
-"${prefix}g++" -std=gnu++17 -O1 -ffp-contract=off -pthread -I. -Icsrc tests/cpp/*.cpp -L"$build/csrc" -lvision_accel \
-  -Wl,-rpath,"$PWD/$build/csrc" -o "$build/tests"
+case $build in /*) ;; *) build=$PWD/$build ;; esac
+"${prefix}g++" -std=gnu++17 -O1 -ffp-contract=off -Wno-psabi -Wno-ignored-attributes -pthread -I. -Icsrc \
+  tests/cpp/*.cpp -L"$build/csrc" -lvision_accel -Wl,-rpath,"$build/csrc" -o "$build/tests"
 if [ -n "$emulator" ]; then
   # The emulator looks for the aarch64 C library in the cross compiler's folder.
   "$emulator" -L /usr/aarch64-linux-gnu "$build/tests"

@@ -21,10 +21,14 @@ struct TypeTag {
 template <class F>
 void dispatch_float(DType dtype, const char* what, F&& f) {
   switch (dtype) {
-    case DType::f32: return f(TypeTag<float>{});
-    case DType::f64: return f(TypeTag<double>{});
-    case DType::f16: return f(TypeTag<Half>{});
-    case DType::bf16: return f(TypeTag<BFloat16>{});
+    case DType::f32:
+      return f(TypeTag<float>{});
+    case DType::f64:
+      return f(TypeTag<double>{});
+    case DType::f16:
+      return f(TypeTag<Half>{});
+    case DType::bf16:
+      return f(TypeTag<BFloat16>{});
     default:
       throw TypeError(std::string(what) + " must be float32, float64, float16 or bfloat16, got " +
                       name_of(dtype));
@@ -35,13 +39,17 @@ template <class F>
 void dispatch_isa(F&& f) {
   switch (active_isa()) {
 #if defined(__aarch64__)
-    default: return f(std::integral_constant<Isa, Isa::neon>{});
+    default:
+      return f(std::integral_constant<Isa, Isa::neon>{});
 #else
 #if defined(__x86_64__)
-    case Isa::avx512: return f(std::integral_constant<Isa, Isa::avx512>{});
-    case Isa::avx2: return f(std::integral_constant<Isa, Isa::avx2>{});
+    case Isa::avx512:
+      return f(std::integral_constant<Isa, Isa::avx512>{});
+    case Isa::avx2:
+      return f(std::integral_constant<Isa, Isa::avx2>{});
 #endif
-    default: return f(std::integral_constant<Isa, Isa::portable>{});
+    default:
+      return f(std::integral_constant<Isa, Isa::portable>{});
 #endif
   }
 }
