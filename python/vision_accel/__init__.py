@@ -18,7 +18,9 @@ __version__: str = _C.version()
 # Public name -> the module that defines it.
 _LAZY: dict[str, str] = {
     "ViT": "vision_accel.models",
+    "classify": "vision_accel.infer",
     "create_model": "vision_accel.models",
+    "embed": "vision_accel.infer",
     "list_models": "vision_accel.models",
     "load": "vision_accel.models",
     "save": "vision_accel.models",
