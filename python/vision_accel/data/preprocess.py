@@ -115,17 +115,16 @@ class Preprocess:
     def _write(self, pixels: UInt8, out: Float32, threads: int) -> None:
         table = normalization_table(self.mean, self.std, self.rescale)
         resized = self.resized_size(pixels.shape[0], pixels.shape[1])
-        crop, place = zip(*map(self._window, resized, self.size), strict=True)
-        if any(c[1] < n for c, n in zip(crop, self.size, strict=True)):
+        window, (top, left) = self.window(*resized)
+        if window[2:] != self.size:
             out[:] = table[np.arange(3), list(self.fill)][:, None, None]
-        window = out[:, place[0] : place[0] + crop[0][1], place[1] : place[1] + crop[1][1]]
         resample(
             pixels,
             resized,
             interpolation=self.interpolation,
-            crop=(crop[0][0], crop[1][0], crop[0][1], crop[1][1]),
+            crop=window,
             table=table,
-            out=window,
+            out=out[:, top : top + window[2], left : left + window[3]],
             threads=threads,
         )
 
@@ -146,12 +145,26 @@ class Preprocess:
         ratio = (max if self.resize == "longest" else min)(height / to_h, width / to_w)
         return max(1, round(height / ratio)), max(1, round(width / ratio))
 
-    def _window(self, resized: int, wanted: int) -> tuple[tuple[int, int], int]:
-        """Along one axis: (start, length) of what is kept of the resized image, and where it is put."""
+    def window(self, height: int, width: int) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
+        """What is kept of the resized image, and where it is put in the result.
+
+        Args:
+            height: of the resized image.
+            width: of the resized image.
+
+        Returns:
+            (top, left, height, width) of the window in the resized image, and (top, left) of its place: not
+            (0, 0) where the image is smaller than ``size`` and gets a border.
+        """
+        (top, h, y), (left, w, x) = self._cut(height, self.size[0]), self._cut(width, self.size[1])
+        return (top, left, h, w), (y, x)
+
+    def _cut(self, resized: int, wanted: int) -> tuple[int, int, int]:
+        """Along one axis: start and length of the window, and its place."""
         margin = resized - wanted
         if margin < 0:
-            return (0, resized), (-margin) // 2 if self.crop_offset == "round" else -(margin // 2)
-        return (margin // 2 if self.crop_offset == "floor" else round(margin / 2), wanted), 0
+            return 0, resized, (-margin) // 2 if self.crop_offset == "round" else -(margin // 2)
+        return (margin // 2 if self.crop_offset == "floor" else round(margin / 2)), wanted, 0
 
     # Recipes of other libraries -------------------------------------------------------------------------
 

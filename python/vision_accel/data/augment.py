@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training augmentation of pixels: a pure function of the image and of a random generator. No torch.
+
+The steps, their order and their distributions are timm's: random resized crop, flips, RandAugment, colour
+jitter, normalisation, random erasing. Without the Pillow steps in the middle, crop, resize, flip and
+normalisation are one pass of ``resample``.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from vision_accel.data.images import load_image
+from vision_accel.data.preprocess import Float32, Preprocess
+from vision_accel.data.rand_augment import RandAugment
+from vision_accel.ops.resample import INTERPOLATIONS, normalization_table, resample
+
+TrainTransform = Callable[[Any, np.random.Generator], Float32]
+
+_ERASED_AREA, _ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)  # as in arXiv:1708.04896
+_ATTEMPTS = 10  # at finding a random rectangle that fits
+
+
+@dataclass
+class AugmentConfig:
+    """How training images are varied."""
+
+    crop: Literal["random_resized", "random", "center"] = "random_resized"
+    """random_resized: a rectangle of random area and aspect ratio, resized; random: resized as for
+    evaluation, then a window at a random place; center: as for evaluation."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Least and largest share of the image's area in a random resized crop."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and largest width to height ratio of a random resized crop."""
+    interpolation: str = ""
+    """Of every resizing: the recipe's if empty; "random" draws bilinear or bicubic."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    vertical_flip: float = 0.0
+    """Probability of a vertical flip."""
+    rand_augment: str = ""
+    """RandAugment in timm's syntax, such as rand-m9-mstd0.5-inc1; off if empty."""
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Largest change of brightness, contrast, saturation (shares) and hue (at most 0.5 turns)."""
+    color_jitter_prob: float = 1.0
+    """Probability of the colour jitter."""
+    grayscale: float = 0.0
+    """Probability that colour is taken away."""
+    erase: float = 0.0
+    """Probability of random erasing."""
+    erase_mode: Literal["const", "rand", "pixel"] = "const"
+    """Erased pixels become 0, one normally distributed colour, or normally distributed each."""
+    erase_count: int = 1
+    """At most this many rectangles are erased."""
+
+
+def train_transform(recipe: Preprocess, config: AugmentConfig) -> TrainTransform:
+    """The function ``(image, rng) -> float32 [3, h, w]`` that prepares a training image.
+
+    Args:
+        recipe: size, interpolation and normalisation of the model's input.
+        config: how to vary.
+
+    Returns:
+        A picklable function. ``image`` is anything ``load_image`` takes; all randomness comes from ``rng``.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+    return _TrainTransform(recipe, config)
+
+
+class _TrainTransform:
+    def __init__(self, recipe: Preprocess, config: AugmentConfig) -> None:
+        _check(config)
+        self.recipe, self.config = recipe, config
+        self.table = normalization_table(recipe.mean, recipe.std, recipe.rescale)
+        self.rand_augment = RandAugment.parse(config.rand_augment) if config.rand_augment else None
+        self.on_pillow = bool(config.rand_augment or any(config.color_jitter) or config.grayscale)
+
+    def __call__(self, image: Any, rng: np.random.Generator) -> Float32:
+        c = self.config
+        pixels = load_image(image, alpha=self.recipe.alpha)
+        interpolation = c.interpolation or self.recipe.interpolation
+        if interpolation == "random":
+            interpolation = _either("bilinear", "bicubic", rng)
+        if c.crop == "random_resized":
+            top, left, h, w = random_rectangle(pixels.shape[0], pixels.shape[1], rng, c.scale, c.ratio)
+            pixels, resized = pixels[top : top + h, left : left + w], self.recipe.size
+            window, corner = (0, 0, *resized), (0, 0)
+        else:
+            resized = self.recipe.resized_size(pixels.shape[0], pixels.shape[1])
+            window, corner = self.recipe.window(*resized)
+            if c.crop == "random":
+                room = (resized[0] - window[2], resized[1] - window[3])
+                window = (_upto(room[0], rng), _upto(room[1], rng), *window[2:])
+        flip, vertical_flip = rng.random() < c.flip, rng.random() < c.vertical_flip
+
+        if not self.on_pillow and window[2:] == self.recipe.size:
+            x = resample(
+                pixels,
+                resized,
+                interpolation=interpolation,
+                crop=window,
+                flip=flip,
+                table=self.table,
+                threads=1,
+            )
+        else:
+            canvas = np.full((*self.recipe.size, 3), self.recipe.fill, np.uint8)
+            out = canvas[corner[0] : corner[0] + window[2], corner[1] : corner[1] + window[3]]
+            resample(pixels, resized, interpolation=interpolation, crop=window, out=out, threads=1)
+            canvas = canvas[:, ::-1] if flip else canvas
+            varied = np.asarray(self._vary(Image.fromarray(canvas), rng)) if self.on_pillow else canvas
+            x = resample(varied, self.recipe.size, table=self.table, threads=1)  # normalises only
+        if vertical_flip:
+            x = np.ascontiguousarray(x[:, ::-1])
+        if rng.random() < c.erase:
+            random_erase(x, rng, c.erase_mode, c.erase_count)
+        return x
+
+    def _vary(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        c = self.config
+        if self.rand_augment is not None:
+            means = (m / self.recipe.rescale for m in self.recipe.mean)  # uncovered pixels become 0
+            r, g, b = (min(255, max(0, round(m))) for m in means)
+            image = self.rand_augment(image, rng, c.interpolation or self.recipe.interpolation, (r, g, b))
+        if any(c.color_jitter) and rng.random() < c.color_jitter_prob:
+            image = color_jitter(image, rng, c.color_jitter)
+        if rng.random() < c.grayscale:
+            image = image.convert("L").convert("RGB")
+        return image
+
+
+def random_rectangle(
+    height: int, width: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """A random part of an image, as timm and torchvision draw it: (top, left, height, width).
+
+    The area's share is uniform in ``scale``, the logarithm of width / height in that of ``ratio``. When ten
+    draws do not fit, the largest centred rectangle whose ratio is allowed.
+    """
+    for _ in range(_ATTEMPTS):
+        w, h = _sides(height * width * _uniform(scale, rng), ratio, rng)
+        if 0 < w <= width and 0 < h <= height:
+            return _upto(height - h, rng), _upto(width - w, rng), h, w
+    w, h = width, height
+    if width < ratio[0] * height:
+        h = max(1, round(width / ratio[0]))
+    elif width > ratio[1] * height:
+        w = max(1, round(height * ratio[1]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def color_jitter(
+    image: Image.Image, rng: np.random.Generator, strength: tuple[float, float, float, float]
+) -> Image.Image:
+    """Change brightness, contrast, saturation and hue in random order, as torchvision's ColorJitter.
+
+    Args:
+        image: RGB.
+        rng: decides the factors, uniform in [max(0, 1 - s), 1 + s], and the order.
+        strength: s of brightness, contrast and saturation; the hue turns by at most its strength.
+    """
+    for i in np.argsort([rng.random() for _ in strength]):
+        s = strength[i]
+        if s == 0:
+            continue
+        if i == 3:
+            image = _turn_hue(image, _uniform((-s, s), rng))
+        else:
+            enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[i]
+            image = enhance(image).enhance(_uniform((max(0.0, 1 - s), 1 + s), rng))
+    return image
+
+
+def _turn_hue(image: Image.Image, turns: float) -> Image.Image:
+    h, s, v = image.convert("HSV").split()
+    shift = int(turns * 255) % 256
+    turned = h.point([(value + shift) % 256 for value in range(256)])
+    return Image.merge("HSV", (turned, s, v)).convert("RGB")
+
+
+def random_erase(
+    x: Float32, rng: np.random.Generator, mode: Literal["const", "rand", "pixel"], count: int = 1
+) -> None:
+    """Overwrite 1 to ``count`` random rectangles of a normalised image [3, h, w], in place.
+
+    Together they cover 2% to 33% of it. Zhong et al. 2017, arXiv:1708.04896; modes as in timm.
+    """
+    height, width = x.shape[1:]
+    number = 1 + _upto(count - 1, rng)
+    for _ in range(number):
+        for _ in range(_ATTEMPTS):
+            area = height * width * _uniform(_ERASED_AREA, rng) / number
+            h, w = _sides(area, _ERASED_ASPECT, rng)
+            if w < width and h < height:
+                top, left = _upto(height - h, rng), _upto(width - w, rng)
+                shape = {"const": (0, 0, 0), "rand": (3, 1, 1), "pixel": (3, h, w)}[mode]
+                block = rng.standard_normal(shape, dtype=np.float32) if mode != "const" else 0
+                x[:, top : top + h, left : left + w] = block
+                break
+
+
+def _sides(area: float, ratio: tuple[float, float], rng: np.random.Generator) -> tuple[int, int]:
+    """Two sides of a rectangle of that area; the first over the second is log-uniform in ``ratio``."""
+    r = math.exp(_uniform((math.log(ratio[0]), math.log(ratio[1])), rng))
+    return round(math.sqrt(area * r)), round(math.sqrt(area / r))
+
+
+# Only the generator's plainest outputs are used: numpy keeps those the same between versions.
+def _uniform(limits: tuple[float, float], rng: np.random.Generator) -> float:
+    return limits[0] + (limits[1] - limits[0]) * rng.random()
+
+
+def _upto(n: int, rng: np.random.Generator) -> int:
+    """A whole number in [0, n]."""
+    return min(n, int(rng.random() * (n + 1)))
+
+
+def _either(a: str, b: str, rng: np.random.Generator) -> str:
+    return a if rng.random() < 0.5 else b
+
+
+def _check(c: AugmentConfig) -> None:
+    def wrong(field: str, wanted: str) -> ValueError:
+        return ValueError(f"{field} must be {wanted}, got {getattr(c, field)!r}")
+
+    for field in ("flip", "vertical_flip", "color_jitter_prob", "grayscale", "erase"):
+        if not 0 <= getattr(c, field) <= 1:
+            raise wrong(field, "a probability in [0, 1]")
+    if not 0 < c.scale[0] <= c.scale[1] <= 1:
+        raise wrong("scale", "(least, largest) in (0, 1]")
+    if not 0 < c.ratio[0] <= c.ratio[1] < math.inf:
+        raise wrong("ratio", "(least, largest), positive")
+    if c.interpolation not in {"", "random", *INTERPOLATIONS}:
+        raise wrong("interpolation", f"empty, random or one of {', '.join(INTERPOLATIONS)}")
+    if len(c.color_jitter) != 4 or not all(s >= 0 for s in c.color_jitter) or c.color_jitter[3] > 0.5:
+        raise wrong("color_jitter", "(brightness, contrast, saturation, hue), not negative, hue at most 0.5")
+    for field, allowed in (
+        ("crop", ("random_resized", "random", "center")),
+        ("erase_mode", ("const", "rand", "pixel")),
+    ):
+        if getattr(c, field) not in allowed:
+            raise wrong(field, f"one of {', '.join(allowed)}")
+    if c.erase_count < 1:
+        raise wrong("erase_count", "at least 1")
