@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stateless functions on tensors; the only package that calls the C++ core."""
+"""Stateless functions on tensors; the only package that calls the C++ core.
 
-from vision_accel.ops.activation import activation
-from vision_accel.ops.adamw import adamw, grad_norm
-from vision_accel.ops.attention import attention, attention_qkv
-from vision_accel.ops.cross_entropy import cross_entropy
-from vision_accel.ops.layer_norm import layer_norm
-from vision_accel.ops.linear import linear
-from vision_accel.ops.patchify import patchify
+Without torch there are only the functions that also take numpy arrays: those that prepare images.
+"""
+
+from importlib.util import find_spec
+
 from vision_accel.ops.resample import normalization_table, pillow_pixels, resample
+
+if find_spec("torch") is not None:
+    from vision_accel.ops.activation import activation
+    from vision_accel.ops.adamw import adamw, grad_norm
+    from vision_accel.ops.attention import attention, attention_qkv
+    from vision_accel.ops.cross_entropy import cross_entropy
+    from vision_accel.ops.layer_norm import layer_norm
+    from vision_accel.ops.linear import linear
+    from vision_accel.ops.patchify import patchify
 
 __all__ = [
     "activation",
