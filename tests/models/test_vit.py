@@ -40,7 +40,6 @@ def test_hooks_see_every_token():
     assert torch.allclose(hooked, model(x), atol=1e-5)
 
 
-@pytest.mark.xfail(strict=False, reason="linear and attention are not ours yet")
 @pytest.mark.parametrize("options", [{}, {"global_pool": "avg", "reg_tokens": 2}, {"global_pool": "map"}])
 def test_same_bits_alone_in_a_batch_and_for_any_threads(options):
     model = make(**options, embed_dim=96)
@@ -102,7 +101,7 @@ def test_attention_dropout_is_unbiased():
     attention = va.nn.Attention(24, 2, attn_drop=0.5).train()
     x = torch.randn(1, 5, 24)
     with torch.no_grad():
-        mean = torch.stack([attention(x) for _ in range(3000)]).mean(0)
+        mean = attention(x.expand(4000, -1, -1)).mean(0)
         exact = attention.eval()(x)
     assert (mean - exact).abs().max() < 0.05
 
