@@ -4,6 +4,7 @@
 import json
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -220,6 +221,32 @@ def test_labels(tmp_path):
     saved = hf.ViTConfig.from_pretrained(tmp_path / "b")
     assert (saved.id2label, saved.label2id) == (names, config.label2id)
     assert va.load(tmp_path / "a", num_classes=5).labels is None
+
+
+def test_preprocessing(tmp_path):
+    hf = reference_libs.transformers()
+    hf.ViTForImageClassification(hf.ViTConfig(**SMALL)).save_pretrained(tmp_path)
+    assert va.load(tmp_path).preprocess is None
+    processor = hf.ViTImageProcessorPil(
+        size={"height": 32, "width": 32}, resample=3, image_mean=[0.1, 0.2, 0.3]
+    )
+    processor.save_pretrained(tmp_path)
+    picture = np.random.default_rng(0).integers(0, 256, (50, 41, 3), dtype=np.uint8)
+    expected = processor(picture, return_tensors="np")["pixel_values"][0]
+    model = va.load(tmp_path)
+    assert np.array_equal(model.preprocess(picture), expected)
+    va.save(model, tmp_path / "again")
+    again = hf.ViTImageProcessorPil.from_pretrained(tmp_path / "again")
+    assert np.array_equal(again(picture, return_tensors="np")["pixel_values"][0], expected)
+    assert va.load(tmp_path / "again").preprocess == model.preprocess
+    assert va.load(tmp_path, img_size=(48, 64)).preprocess.size == (48, 64)
+    file = tmp_path / "preprocessor_config.json"
+    old = {k: v for k, v in json.loads(file.read_text()).items() if k != "image_processor_type"}
+    file.write_text(json.dumps(old))
+    assert va.load(tmp_path).preprocess == model.preprocess
+    file.write_text(json.dumps(old | {"do_pad": True}))
+    with pytest.raises(ValueError, match="do_pad = True is not supported"):
+        va.load(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -135,6 +135,23 @@ def test_transformers_to_timm(tmp_path):
         assert torch.allclose(model(x), theirs(x).logits, atol=1e-4)
 
 
+def test_preprocessing(tmp_path):
+    theirs = timm_model("vit_base_patch16_clip_224", embed_dim=24, num_heads=2, depth=1, num_classes=4)
+    save_timm(theirs, tmp_path / "a")
+    model = va.load(tmp_path / "a")
+    cfg = theirs.pretrained_cfg
+    assert (model.preprocess.mean, model.preprocess.std) == (tuple(cfg["mean"]), tuple(cfg["std"]))
+    assert model.preprocess.resize_to == (235, 235)  # 224 / 0.95
+    va.save(model, tmp_path / "b", layout="timm")
+    assert va.load(tmp_path / "b").preprocess == model.preprocess
+    saved = json.loads((tmp_path / "b" / "config.json").read_text())["pretrained_cfg"]
+    assert {k: saved[k] for k in ("crop_mode", "mean", "std", "interpolation", "input_size")} == {
+        k: list(cfg[k]) if isinstance(cfg[k], tuple) else cfg[k]
+        for k in ("crop_mode", "mean", "std", "interpolation", "input_size")
+    }
+    assert va.load(tmp_path / "a", img_size=448).preprocess.resize_to == (470, 470)
+
+
 def test_older_config_and_background_class(tmp_path):
     theirs = timm_model("vit_tiny_patch16_224", embed_dim=24, num_heads=2, depth=1, num_classes=4)
     save_timm(theirs, tmp_path)

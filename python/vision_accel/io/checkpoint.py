@@ -51,7 +51,9 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         if "model_type" in config:
             hf_vit.check(config)
             fields, tensors, labels = hf_vit.read(config, read_tensors(directory))
-            return Checkpoint("vit", "hf", fields, tensors, None, labels, _read_processor(directory))
+            return Checkpoint(
+                "vit", "hf", fields, tensors, None, labels, _read_processor(directory, config["model_type"])
+            )
         if "architecture" in config:
             variant, fields, tensors, labels, pretrained = timm_vit.read(config, read_tensors(directory))
             return Checkpoint("vit", "timm", fields, tensors, variant, labels, pretrained)
@@ -93,10 +95,14 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return read_json(file)
 
 
-def _read_processor(directory: Path) -> dict[str, Any] | None:
+def _read_processor(directory: Path, model_type: str) -> dict[str, Any] | None:
     for name in _HF_PROCESSORS:
         if (directory / name).is_file():
             value = read_json(directory / name)
             nested = value.get("image_processor")
-            return nested if isinstance(nested, dict) else value
+            value = nested if isinstance(nested, dict) else value
+            if not {"image_processor_type", "feature_extractor_type"} & set(value):
+                # An old file; transformers then goes by the model.
+                value["image_processor_type"] = hf_vit.PROCESSORS[model_type]
+            return value
     return None

@@ -14,7 +14,12 @@ from torch import Tensor
 
 from vision_accel.io.tensors import describe
 
-MODEL_TYPES = ("vit", "dinov2", "dinov2_with_registers")
+# Model type -> its image processor where preprocessor_config.json names none.
+PROCESSORS = {
+    "vit": "ViTImageProcessor",
+    "dinov2": "BitImageProcessor",
+    "dinov2_with_registers": "BitImageProcessor",
+}
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -50,8 +55,8 @@ _RENAMED_VIT = [(r"\.mlp\.fc1\.", ".intermediate.dense."), (r"\.mlp\.fc2\.", ".o
 
 def check(config: dict[str, Any]) -> None:
     """Raise unless this is a model type that is read here."""
-    if config["model_type"] not in MODEL_TYPES:
-        known = ", ".join(MODEL_TYPES)
+    if config["model_type"] not in list(PROCESSORS):  # a list: the value may be of any kind
+        known = ", ".join(PROCESSORS)
         raise ValueError(f"model_type {config['model_type']!r} is not supported; supported are {known}")
 
 

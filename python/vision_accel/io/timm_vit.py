@@ -73,12 +73,13 @@ def write(
     head, width = tensors.get("head.weight"), tensors["patch_embed.proj.weight"].shape[0]
     num_classes = 0 if head is None else head.shape[0]
     args["num_classes"] = num_classes
+    dynamic = args.get("dynamic_img_size", False)
+    nominal = [tensors["patch_embed.proj.weight"].shape[1], *args["img_size"]]
     pretrained = {
-        "custom_load": False,
-        "input_size": [tensors["patch_embed.proj.weight"].shape[1], *args["img_size"]],
-        "fixed_input_size": not args.get("dynamic_img_size", False),
-        "interpolation": "bicubic",
         **(preprocess or {}),
+        "custom_load": False,
+        "input_size": preprocess["input_size"] if dynamic and preprocess else nominal,
+        "fixed_input_size": not dynamic,
         "num_classes": num_classes,
         "pool_size": None,
         "first_conv": "patch_embed.proj",

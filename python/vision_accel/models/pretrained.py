@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads models from checkpoints of other libraries, and saves them back."""
 
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
+from vision_accel.data.preprocess import Preprocess
 from vision_accel.io import Checkpoint, describe, find_directory, read_checkpoint, write_checkpoint
 
 _Model = TypeVar("_Model", bound="Pretrained")
@@ -27,7 +29,7 @@ class Pretrained(nn.Module, ModelHubMixin):
 
     def __init__(self) -> None:
         super().__init__()
-        self.preprocess: Any = None
+        self.preprocess: Preprocess | None = None
         self.labels: dict[int, str] | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -125,7 +127,8 @@ def save(model: Pretrained, directory: str | Path, layout: str = "hf") -> None:
     """Save a model so that the library of the layout opens it with every key matched.
 
     Written aside and renamed: an interrupted save leaves what was there. Options that only matter in
-    training, and how other image sizes are treated, are kept where the layout has a place for them.
+    training, and how other image sizes are treated, are kept where the layout has a place for them. An odd
+    margin is cropped, and transparency shown, as the layout does it.
 
     Args:
         model: the model.
@@ -137,6 +140,30 @@ def save(model: Pretrained, directory: str | Path, layout: str = "hf") -> None:
         OSError: it cannot be written.
     """
     write_checkpoint(Path(directory), model.to_checkpoint(layout))
+
+
+def read_preprocess(checkpoint: Checkpoint, resized_to: tuple[int, int] | None = None) -> Preprocess | None:
+    """How a checkpoint prepares images, or would for another image size; None if it does not say."""
+    if checkpoint.preprocess is None:
+        return None
+    read = {"hf": Preprocess.from_hf, "timm": Preprocess.from_timm}[checkpoint.layout]
+    recipe = read(checkpoint.preprocess)
+    if resized_to is None:
+        return recipe
+    to = recipe.resize_to
+    if to is not None:
+        (h, w), (old_h, old_w) = resized_to, recipe.size
+        to = (round(to[0] * h / old_h), round(to[1] * w / old_w))
+    return replace(recipe, size=resized_to, resize_to=to)
+
+
+def write_preprocess(recipe: Preprocess | None, layout: str) -> dict[str, Any] | None:
+    """A recipe in the words of a layout; a ValueError names what it cannot express."""
+    if recipe is None:
+        return None
+    if layout == "hf":
+        return replace(recipe, crop_offset="floor").to_hf()
+    return replace(recipe, crop_offset="round", alpha="drop").to_timm()
 
 
 def fill(model: nn.Module, tensors: dict[str, Tensor], fresh: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vision_accel.io import Checkpoint
-from vision_accel.models.pretrained import Pretrained, fill
+from vision_accel.models.pretrained import Pretrained, fill, read_preprocess, write_preprocess
 from vision_accel.models.vit_config import Size, ViTConfig, nearest_variant
 from vision_accel.nn import (
     AttentionPool,
@@ -321,6 +321,9 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
         for name in fresh:
             model.get_submodule(name[:-1]).apply(_init_weights)
         model.labels = None if new_head else checkpoint.labels
+        if wanted.in_chans == 3:  # the recipes are for pictures
+            resized_to = wanted.img_size if wanted.img_size != stored.img_size else None
+            model.preprocess = read_preprocess(checkpoint, resized_to)
         return model
 
     def to_checkpoint(self, layout: str) -> Checkpoint:
@@ -329,7 +332,8 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
             config, variant = dataclasses.asdict(self.config), None
         else:
             variant, config = nearest_variant(self.config)
-        return Checkpoint("vit", layout, config, dict(self.state_dict()), variant, self.labels)
+        recipe = write_preprocess(self.preprocess, layout)
+        return Checkpoint("vit", layout, config, dict(self.state_dict()), variant, self.labels, recipe)
 
     # What a training loop asks.
 
