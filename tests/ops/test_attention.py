@@ -54,6 +54,17 @@ def test_head_dims(isa, dim, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", [1, 40, 64, 80])
+def test_few_queries(isa, dim, dtype):
+    """One or two queries, as a class token asks, take a path of their own."""
+    for n in (1, 2):
+        q, k, v = case(n, 37, dim=dim, batch=3, dtype=dtype)
+        check((q, k, v), causal=True, key_padding=padding(3, 37))
+        check((q[:, :, :1], k.transpose(0, 1)[:3, :, :1], v.transpose(0, 1)[:3, :, :1]))
+    check(case(1, 1100, dim=64, dtype=dtype), grads=False)  # several blocks of keys
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dtypes_at_vit_shape(isa, dtype):
     check(case(197, batch=1, dtype=dtype))
 

@@ -23,9 +23,7 @@ VA_INLINE Vec<float> vcopysign(Vec<float> x, Vec<float> s) {
 // x limited to [low, high]; a NaN stays a NaN.
 template <class V>
 VA_INLINE V clamp(V x, Element<V> low, Element<V> high) {
-  const V lo = splat(low), hi = splat(high);
-  x = lo > x ? lo : x;
-  return hi < x ? hi : x;
+  return vmin(splat(high), vmax(splat(low), x));
 }
 
 // c0 + c1 x + c2 x^2 + ...
