@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of images, one sub-folder per class."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class DataError(ValueError):
+    """A data set that cannot be used; the message names the folder or the files."""
+
+
+class ImageFolder:
+    """The images below ``root``; the name of the first folder level is the class.
+
+    Images may lie any number of folders deep inside a class folder. Hidden files and folders are left out.
+    The order of files is that of their paths, whatever the file system returns. Paths are kept in one block
+    of bytes, so that a million images cost tens of megabytes and worker processes share them.
+
+    Args:
+        root: the folder that holds one folder per class.
+        classes: class names in label order; without it, the sorted names of the class folders.
+        extensions: file name endings that count as images, in lower case.
+
+    Raises:
+        DataError: the folder is missing, unreadable or empty, or a class folder has no images or is not
+            one of ``classes``.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        classes: Sequence[str] | None = None,
+        extensions: Sequence[str] = IMAGE_EXTENSIONS,
+    ) -> None:
+        self.root = Path(root)
+        folders = _class_folders(self.root)
+        self.classes: tuple[str, ...] = tuple(folders if classes is None else classes)
+        number = {name: i for i, name in enumerate(self.classes)}
+        unknown = [name for name in folders if name not in number]
+        if unknown:
+            raise DataError(
+                f"{self.root}: class folder {unknown[0]!r} is not one of the {len(number)} classes"
+            )
+
+        names: list[bytes] = []
+        labels: list[int] = []
+        endings = tuple(extensions)
+        for name in folders:
+            files = sorted(_images(self.root / name, os.fsencode(name), endings))
+            if not files:
+                raise DataError(f"{self.root}: class folder {name!r} has no images ({' '.join(endings)})")
+            names += files
+            labels += [number[name]] * len(files)
+        self.labels: NDArray[np.int64] = np.array(labels, dtype=np.int64)
+        self._ends: NDArray[np.int64] = np.cumsum([len(n) for n in names], dtype=np.int64)
+        self._names = b"".join(names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """Path of an image, relative to the root."""
+        start = self._ends[index - 1] if index else 0
+        return os.fsdecode(self._names[start : self._ends[index]])
+
+    def path(self, index: int) -> Path:
+        """Path of an image."""
+        return self.root / self.name(index)
+
+
+def _class_folders(root: Path) -> list[str]:
+    try:
+        entries = [e for e in os.scandir(root) if not e.name.startswith(".")]
+    except OSError as e:
+        raise DataError(f"{root}: cannot read the image folder: {e.strerror}") from e
+    folders = sorted(e.name for e in entries if e.is_dir())
+    if not folders:
+        raise DataError(f"{root}: no class folders; images are expected at {root}/<class>/<image>")
+    return folders
+
+
+def _images(folder: Path, prefix: bytes, endings: tuple[str, ...]) -> Iterator[bytes]:
+    """Paths relative to the root of the images in one class folder, in no order."""
+    pending = [(folder, prefix)]
+    seen: set[tuple[int, int]] = set()  # a link may lead back to a folder above it
+    while pending:
+        here, name = pending.pop()
+        try:
+            status = here.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            for entry in os.scandir(here):
+                if entry.name.startswith("."):
+                    continue
+                relative = name + b"/" + os.fsencode(entry.name)
+                if entry.name.lower().endswith(endings):
+                    yield relative
+                elif entry.is_dir():
+                    pending.append((here / entry.name, relative))
+        except OSError as e:
+            raise DataError(f"{here}: cannot read the folder: {e.strerror}") from e
+
+
+def too_many_bad(
+    folder: str | os.PathLike[str], size: int, errors: dict[str, str], limit: float
+) -> DataError:
+    """The error for a folder with too many unreadable images, which names the first of them."""
+    first = "; ".join(f"{file}: {why}" for file, why in list(errors.items())[:3])
+    return DataError(
+        f"{folder}: {len(errors)} of {size} images cannot be read, more than the allowed {limit:.2%};"
+        f" first: {first}"
+    )

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of decoded, augmented samples, read by worker processes."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vision_accel.data.folder import DataError, ImageFolder
+from vision_accel.data.images import ImageError, load_image
+from vision_accel.data.sampler import Key, Stream, generator
+
+_REPLACEMENTS = 20  # tries before a run of unreadable images is an error
+
+TrainTransform = Callable[[Any, np.random.Generator], Tensor]
+EvalTransform = Callable[[Any], Tensor]
+
+
+class BadSample(NamedTuple):
+    """A file that could not be read, and why."""
+
+    file: str
+    error: str
+
+
+class Batch(NamedTuple):
+    """One micro-batch."""
+
+    tensors: dict[str, Tensor]  # every value is [B, ...]
+    bad: list[BadSample]  # files met on the way that could not be read
+    error: str = ""  # why there are no tensors
+
+
+class Sample(NamedTuple):
+    """One sample, before it becomes part of a batch."""
+
+    tensors: dict[str, Tensor] | None
+    bad: list[BadSample]
+
+
+class TrainImages(Dataset[Sample]):
+    """Augmented images and their labels; a sample is a pure function of (seed, key).
+
+    An unreadable image is reported and replaced by another one, which (seed, key) choose as well.
+
+    Args:
+        folder: the images.
+        transform: (image, random generator) -> float32 [3, h, w].
+        seed: not negative.
+    """
+
+    def __init__(self, folder: ImageFolder, transform: TrainTransform, seed: int) -> None:
+        self.folder, self.transform, self.seed = folder, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, key: Key) -> Sample:
+        bad: list[BadSample] = []
+        index = key.image
+        for attempt in range(_REPLACEMENTS):
+            image = _read(self.folder, index, bad)
+            if image is not None:
+                pixels = self.transform(image, generator(self.seed, Stream.AUGMENT, *key))
+                return Sample({"image": pixels, "label": torch.tensor(self.folder.labels[index])}, bad)
+            index = int(generator(self.seed, Stream.REPLACE, *key, attempt).integers(len(self)))
+        return Sample(None, bad)
+
+
+class EvalImages(Dataset[Sample]):
+    """Images and labels for evaluation; an unreadable image is left out and reported.
+
+    Args:
+        folder: the images.
+        transform: image -> float32 [3, h, w].
+    """
+
+    def __init__(self, folder: ImageFolder, transform: EvalTransform) -> None:
+        self.folder, self.transform = folder, transform
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, index: int) -> Sample:
+        bad: list[BadSample] = []
+        image = _read(self.folder, index, bad)
+        if image is None:
+            return Sample(None, bad)
+        label = torch.tensor(self.folder.labels[index])
+        return Sample({"image": self.transform(image), "label": label}, bad)
+
+
+def _read(folder: ImageFolder, index: int, bad: list[BadSample]) -> Any:
+    try:
+        return load_image(folder.path(index))
+    except (ImageError, OSError) as e:
+        bad.append(BadSample(folder.name(index), str(e)))
+        return None
+
+
+def collate_train(samples: list[Sample]) -> Batch:
+    """Stack samples; one that found no replacement makes the batch an error."""
+    bad = [b for s in samples for b in s.bad]
+    if any(s.tensors is None for s in samples):
+        first = "; ".join(f"{b.file}: {b.error}" for b in bad[:3])
+        return Batch({}, bad, f"{_REPLACEMENTS} images in a row could not be read, first {first}")
+    return Batch(_stack(samples), bad)
+
+
+def collate_eval(samples: list[Sample]) -> Batch:
+    """Stack the samples that could be read."""
+    return Batch(_stack([s for s in samples if s.tensors is not None]), [b for s in samples for b in s.bad])
+
+
+def _stack(samples: list[Sample]) -> dict[str, Tensor]:
+    rows = [s.tensors for s in samples if s.tensors is not None]
+    return {name: torch.stack([r[name] for r in rows]) for name in (rows[0] if rows else ())}
+
+
+class Loader:
+    """Iterates over batches that worker processes prepare; use it as a context manager.
+
+    Args:
+        samples: a data set; spawn needs it to be picklable.
+        batches: the keys of each batch, in order.
+        collate: makes one batch of the samples.
+        workers: number of processes; 0 reads in this process.
+        start_method: how workers start: "fork" is quick, "spawn" and "forkserver" start clean.
+        timeout: seconds to wait for a batch before the run stops with an error; 0 waits for ever.
+        pin_memory: put batches into page-locked memory, for copies to a GPU.
+
+    Raises:
+        DataError: (while iterating) a worker died or hung, or images cannot be replaced.
+    """
+
+    def __init__(
+        self,
+        samples: Dataset[Sample],
+        batches: Iterable[list[Any]],
+        collate: Callable[[list[Sample]], Batch],
+        *,
+        workers: int = 0,
+        start_method: str = "fork",
+        timeout: float = 0.0,
+        pin_memory: bool = False,
+    ) -> None:
+        before = set(multiprocessing.active_children())
+        self._batches = iter(
+            DataLoader(
+                samples,
+                batch_sampler=batches,
+                collate_fn=collate,
+                num_workers=workers,
+                multiprocessing_context=start_method if workers else None,
+                timeout=timeout if workers else 0,
+                worker_init_fn=_ignore_signals,
+                pin_memory=pin_memory,
+                generator=torch.Generator(),  # leaves torch's own generator alone
+            )
+        )
+        self._processes = set(multiprocessing.active_children()) - before
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        try:
+            batch: Batch = next(self._batches)
+        except RuntimeError as e:
+            if clear := worker_error(e):
+                raise clear from e
+            raise
+        if batch.error:
+            raise DataError(batch.error)
+        return batch
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the workers; one that hangs is killed."""
+        stop = getattr(self._batches, "_shutdown_workers", None)
+        if stop is not None:
+            stop()
+        for process in self._processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def worker_error(error: BaseException) -> DataError | None:
+    """What to tell the user if torch says that a worker died, which it may say at any moment; else None."""
+    text = (str(error).splitlines() or [""])[0]
+    if not isinstance(error, RuntimeError) or "DataLoader" not in text:
+        return None
+    if "timed out" in text:
+        return DataError(f"the data loading workers hang ({text})")
+    if "killed" in text or "exited" in text:
+        return DataError(
+            f"a data loading worker died ({text.rstrip('. ')}); if memory ran out, use fewer workers"
+        )
+    return None
+
+
+def _ignore_signals(_worker: int) -> None:
+    # Ctrl-C and job managers signal all processes: only the training loop answers, the workers go on.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
