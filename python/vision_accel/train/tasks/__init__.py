@@ -1,2 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is trained: loss and metrics of one task per file."""
+"""What models are trained to do. The loop is the same for all of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from vision_accel.data.loader import Batch, Sample
+from vision_accel.train.config import Config
+from vision_accel.train.distributed import World
+
+
+class Task(Protocol):
+    """One kind of training: what a sample is, what the loss is, how a model is judged and saved."""
+
+    best: str
+    """The evaluation metric that chooses the best model; the largest value wins."""
+
+    @property
+    def samples(self) -> Dataset[Sample]:
+        """Training samples by ``data.sampler.Key``; ``len()`` is the size of an epoch."""
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        """Make one micro-batch (in a worker process)."""
+
+    def create_model(self) -> nn.Module:
+        """The model at the start of the run, on the CPU."""
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], rng: np.random.Generator) -> Tensor:
+        """Mean loss of a micro-batch whose tensors are on the model's device.
+
+        Everything random comes from ``rng``, or from torch's generator inside the model: the loop seeds both
+        from the step, which makes a resumed run exact.
+        """
+
+    def evaluate(self, model: nn.Module, interrupted: Callable[[], bool]) -> dict[str, Any] | None:
+        """Metrics of the model, or None where there is nothing to evaluate on or it was interrupted.
+
+        Called in every process of the run; ``interrupted`` is to be asked after each batch.
+        """
+
+    def export(self, model: nn.Module, directory: Path) -> None:
+        """Save the model in its users' layout."""
+
+
+def create_task(config: Config, world: World) -> Task:
+    """The task that the options name."""
+    from vision_accel.train.tasks.classify import Classify  # noqa: PLC0415  a task imports this module
+
+    return {"classify": Classify}[config.task](config, world)

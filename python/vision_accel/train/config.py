@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every option of a training run. The command line and YAML files set the same fields."""
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from vision_accel.data.augment import AugmentConfig
+from vision_accel.train.errors import ConfigError
+
+
+@dataclass
+class DataOptions:
+    """What to train on."""
+
+    train: str = ""
+    """Folder with one folder of images per class."""
+    val: str = ""
+    """Folder of the same form to evaluate on; none if empty."""
+    batch_size: int = 256
+    """Images per optimiser step, over all processes and micro-batches."""
+    eval_batch_size: int = 64
+    """Images per forward pass and process while evaluating."""
+    workers: int = 4
+    """Processes that decode and augment, for each training process; 0 does it in the training process."""
+    start_method: Literal["fork", "forkserver", "spawn"] = "fork"
+    """How those processes start."""
+    worker_timeout: float = 600.0
+    """Seconds without a batch after which the run stops with an error; 0 waits for ever."""
+    repeats: int = 1
+    """Repeated augmentation: how many differently augmented copies of an image stand in a row."""
+    max_bad_fraction: float = 0.05
+    """Share of the images that may be unreadable before the run stops."""
+
+
+@dataclass
+class ModelOptions:
+    """What to train."""
+
+    name: str = "vit_small_patch16_224"
+    """Name of a new model, as listed by vision_accel.list_models()."""
+    init_from: str = ""
+    """Checkpoint folder, file or hub id to fine-tune instead of a new model."""
+    img_size: int | tuple[int, int] | None = None
+    """Height and width of the input in pixels; the model's own if not set."""
+    drop_path: float = 0.0
+    """Stochastic depth: rate of the last block, growing linearly from the first."""
+    patch_dropout: float = 0.0
+    """Share of the patches left out of every training step."""
+    checkpoint_activations: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    overrides: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Other fields of the model's configuration, such as embed_dim: 48."""
+
+
+@dataclass
+class OptimOptions:
+    """How weights change."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """Optimiser."""
+    lr: float = 1e-3
+    """Peak learning rate for a whole batch (it is not scaled with the batch size)."""
+    weight_decay: float = 0.05
+    """Decoupled for AdamW, L2 for SGD; norms, biases and tokens are never decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averaging factors."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    momentum: float = 0.9
+    """SGD's momentum (Nesterov)."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each layer to the one below it; 1 is off."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm; 0 is off."""
+
+
+@dataclass
+class ScheduleOptions:
+    """How the learning rate changes."""
+
+    name: Literal["cosine", "constant", "cooldown"] = "cosine"
+    """After the warm-up: cosine to the end, constant, or constant with a linear cool-down."""
+    warmup_fraction: float = 0.05
+    """Share of the run in which the learning rate rises linearly."""
+    warmup_steps: int | None = None
+    """The same in steps; overrides the fraction."""
+    cooldown_fraction: float = 0.2
+    """Share of the run in which "cooldown" falls."""
+    final_lr: float = 0.0
+    """Learning rate at the end of cosine and cooldown."""
+
+
+@dataclass
+class AugmentOptions(AugmentConfig):
+    """How training images and labels are varied."""
+
+    mixup: float = 0.0
+    """Alpha of mixup; 0 is off."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 is off."""
+    mix_prob: float = 1.0
+    """Probability that a batch is mixed."""
+    mix_switch_prob: float = 0.5
+    """Probability of CutMix where both are on."""
+    label_smoothing: float = 0.1
+    """Share of the target spread evenly over all classes."""
+
+
+@dataclass
+class TrainOptions:
+    """How the run goes."""
+
+    out: str = "runs/vit"
+    """Run directory."""
+    resume: bool = False
+    """Continue from the last complete checkpoint in the run directory, if there is one."""
+    epochs: float = 100.0
+    """Passes over the training images."""
+    steps: int | None = None
+    """Optimiser steps; overrides epochs."""
+    seed: int = 0
+    """Decides the initial weights, the order of images and every augmentation."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 use autocast over fp32 weights; fp16 scales the loss."""
+    accumulate: int = 1
+    """Micro-batches that a process computes one after the other for one step."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights, such as 0.9999; 0 is off."""
+    ema_warmup: bool = True
+    """Let the decay grow from small values at the start."""
+    ema_eval: bool = True
+    """Evaluate and export the averaged weights where there are any."""
+    eval_every: int | None = None
+    """Steps between evaluations; once per epoch if not set. The end is always evaluated."""
+    save_every: int | None = None
+    """Steps between checkpoints; once per epoch if not set. The end is always saved."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    keep: int = 3
+    """Checkpoints to keep."""
+    export: Literal["best", "last"] = "best"
+    """Which weights go into the run's model/ folder; "best" needs data.val."""
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Other places that get the metrics."""
+
+
+@dataclass
+class Config:
+    """One training run."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    optim: OptimOptions = field(default_factory=OptimOptions)
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    task: Literal["classify"] = "classify"
+    """What is learned."""
+
+    def check(self) -> None:
+        """Raise ConfigError for a value of the wrong type or out of range, naming the option."""
+        from_dict(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, as in a YAML file."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a YAML file that sets any of the fields of Config.
+
+    Raises:
+        ConfigError: unreadable file, unknown option (the message suggests a near one), wrong type or range.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot read the configuration: {e.strerror}") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: not a YAML file: {' '.join(str(e).split())}") from e
+    try:
+        return from_dict({} if values is None else values)
+    except ConfigError as e:
+        raise ConfigError(f"{path}: {e}") from e
+
+
+def from_dict(values: Any) -> Config:
+    """Config from nested plain values; errors as in load_config."""
+    config = _convert(Config, values, "")
+    _check_ranges(config)
+    return config
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the YAML file that load_config reads back."""
+    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """``key: old -> new`` for each option that differs."""
+    for key in [*before, *(k for k in after if k not in before)]:
+        a, b = before.get(key), after.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from changed(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}: {a} -> {b}"
+
+
+_T = TypeVar("_T")
+
+
+def _convert(cls: type[_T], values: Any, where: str) -> _T:
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{where.rstrip('.') or 'configuration'}: must be a group of options, got {values!r}"
+        )
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise ConfigError(f"{where}{key}: unknown option{_suggestion(str(key), hints, where)}")
+    return cls(**{key: _value(hints[key], value, where + key) for key, value in values.items()})
+
+
+def _suggestion(key: str, siblings: Mapping[str, Any], where: str) -> str:
+    paths = {path.rpartition(".")[2]: path for path in _paths(Config, "")}
+    for names in ({s: where + s for s in siblings}, paths):
+        near = difflib.get_close_matches(key, names, n=1)
+        if near:
+            return f"; did you mean {names[near[0]]}?"
+    return f"; known here: {', '.join(siblings)}"
+
+
+def _paths(cls: type, prefix: str) -> Iterator[str]:
+    for key, hint in get_type_hints(cls).items():
+        yield prefix + key
+        if dataclasses.is_dataclass(hint):
+            yield from _paths(hint, f"{prefix}{key}.")  # type: ignore[arg-type]
+
+
+def _value(hint: Any, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _convert(hint, value, key + ".")  # type: ignore[arg-type]
+    done, converted = _match(hint, value)
+    if not done:
+        raise ConfigError(f"{key}: must be {_describe(hint)}, got {value!r}")
+    return converted
+
+
+def _match(hint: Any, value: Any) -> tuple[bool, Any]:
+    """Whether the value fits the type, and the value in that type."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in args and not isinstance(value, bool), value
+    if origin in (Union, types.UnionType):
+        return next((m for m in (_match(a, value) for a in args) if m[0]), (False, None))
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False, None
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(kinds) != len(value):
+            return False, None
+        items = [_match(k, v) for k, v in zip(kinds, value, strict=True)]
+        return all(i[0] for i in items), tuple(i[1] for i in items)
+    if origin is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+            return False, None
+        pairs = {k: _match(args[1], v) for k, v in value.items()}
+        return all(p[0] for p in pairs.values()), {k: p[1] for k, p in pairs.items()}
+    if hint is float:
+        return _number(value)
+    if hint is type(None):
+        return value is None, None
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), value
+
+
+def _number(value: Any) -> tuple[bool, Any]:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return False, None
+    try:
+        return True, float(value)  # YAML reads 1e-3 as a string
+    except (ValueError, OverflowError):
+        return False, None
+
+
+def _describe(hint: Any) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(a) for a in args)
+    if origin is tuple:
+        each = [_describe(a) for a in args if a is not Ellipsis]
+        return f"a list of {each[0]}" if args[-1] is Ellipsis else f"[{', '.join(each)}]"
+    if origin is dict:
+        return f"names with {_describe(args[1])}"
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "nothing",
+    }
+    return names.get(hint, str(hint))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+# Option -> least and largest value; a missing bound is None.
+_RANGES: dict[str, tuple[float | None, float | None]] = {
+    "data.batch_size": (1, None),
+    "data.eval_batch_size": (1, None),
+    "data.workers": (0, None),
+    "data.worker_timeout": (0, None),
+    "data.repeats": (1, None),
+    "data.max_bad_fraction": (0, 1),
+    "model.drop_path": (0, 0.999),
+    "model.patch_dropout": (0, 0.999),
+    "optim.lr": (0, None),
+    "optim.weight_decay": (0, None),
+    "optim.eps": (0, None),
+    "optim.momentum": (0, 1),
+    "optim.layer_decay": (0, 1),
+    "optim.clip_norm": (0, None),
+    "schedule.warmup_fraction": (0, 1),
+    "schedule.warmup_steps": (0, None),
+    "schedule.cooldown_fraction": (0, 1),
+    "schedule.final_lr": (0, None),
+    "augment.mixup": (0, None),
+    "augment.cutmix": (0, None),
+    "augment.mix_prob": (0, 1),
+    "augment.mix_switch_prob": (0, 1),
+    "augment.label_smoothing": (0, 0.999),
+    "train.epochs": (0, None),
+    "train.steps": (1, None),
+    "train.seed": (0, None),
+    "train.accumulate": (1, None),
+    "train.ema_decay": (0, 0.999999999),
+    "train.eval_every": (1, None),
+    "train.save_every": (1, None),
+    "train.log_every": (1, None),
+    "train.keep": (1, None),
+}
+
+
+def _check_ranges(config: Config) -> None:
+    for key, (least, largest) in _RANGES.items():
+        group, name = key.split(".")
+        value = getattr(getattr(config, group), name)
+        if value is None:
+            continue
+        if least is not None and not value >= least:
+            raise ConfigError(f"{key}: must be at least {least}, got {value}")
+        if largest is not None and not value <= largest:
+            raise ConfigError(f"{key}: must be at most {largest}, got {value}")
+    if not all(0 <= b < 1 for b in config.optim.betas):
+        raise ConfigError(f"optim.betas: must be at least 0 and below 1, got {list(config.optim.betas)}")

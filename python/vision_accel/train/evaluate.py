@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Top-1, top-5 and loss of a classifier on a folder of images."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import vision_accel as va
+from vision_accel import ops
+from vision_accel.data.folder import DataError, ImageFolder, too_many_bad
+from vision_accel.data.loader import BadSample, EvalImages, EvalTransform, Loader, collate_eval, worker_error
+from vision_accel.train.distributed import World, choose_device
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """How a model did."""
+
+    top1: float
+    """Share of images whose label is the largest logit."""
+    top5: float
+    """Share of images whose label is among the five largest logits."""
+    loss: float
+    """Mean cross-entropy."""
+    images: int
+    """Images that were read."""
+    images_per_s: float
+    bad: list[BadSample]
+    """Files that could not be read; they are not counted."""
+
+
+def evaluate(
+    model: nn.Module | str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: str = "fp32",
+    device: str | None = None,
+    max_bad_fraction: float = 0.05,
+) -> EvalResult:
+    """Evaluate a classifier.
+
+    Args:
+        model: a model with ``.preprocess``, or what ``va.load`` takes.
+        folder: one folder of images per class; where the model knows names for its labels and the folder's
+            are among them, they are matched by name, otherwise the sorted names are labels 0, 1, ...
+        batch_size: images per forward pass.
+        workers: processes that decode images.
+        precision: fp32, bf16 or fp16 (autocast).
+        device: auto, cpu, cuda or cuda:N; if not given, a model stays where it is and a path is "auto".
+        max_bad_fraction: share of the images that may be unreadable.
+
+    Raises:
+        DataError: the folder cannot be used or does not fit the model, or too many images are unreadable.
+    """
+    if isinstance(model, nn.Module):
+        classifier = model if device is None else model.to(choose_device(device))
+    else:
+        classifier = va.load(model, device=str(choose_device(device or "auto")))
+    transform: Any = classifier.preprocess
+    if transform is None:
+        raise DataError("the model does not say how images are prepared for it; set model.preprocess")
+    result = evaluate_folder(
+        classifier,
+        _labelled(classifier, ImageFolder(folder)),
+        transform,
+        world=World(next(classifier.parameters()).device),
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        max_bad_fraction=max_bad_fraction,
+    )
+    assert result is not None  # nobody interrupts
+    return result
+
+
+def _labelled(model: nn.Module, folder: ImageFolder) -> ImageFolder:
+    """The folder with the model's label numbers."""
+    names: dict[int, str] = getattr(model, "labels", None) or {}
+    config: Any = model.config
+    count: int = config.num_classes
+    if names and set(folder.classes) <= set(names.values()):
+        return ImageFolder(folder.root, [names.get(i, "") for i in range(count)])
+    if len(folder.classes) != count:
+        raise DataError(
+            f"{folder.root}: {len(folder.classes)} class folders, but the model has {count} classes"
+        )
+    return folder
+
+
+def evaluate_folder(
+    model: nn.Module,
+    folder: ImageFolder,
+    transform: EvalTransform,
+    *,
+    world: World,
+    batch_size: int,
+    workers: int,
+    start_method: str = "fork",
+    precision: str = "fp32",
+    max_bad_fraction: float = 0.05,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> EvalResult | None:
+    """Evaluate on the processes of a run, each on its share of the images; None if interrupted.
+
+    The model's mode (training or evaluation) is left as it was found.
+    """
+    start = time.perf_counter()
+    mine = list(range(world.rank, len(folder), world.size))
+    batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+    sums = torch.zeros(4, dtype=torch.float64)  # images, top-1, top-5, loss
+    bad: list[BadSample] = []
+    was_training = model.training
+    model.eval()
+    stopped = False
+    try:
+        loader = Loader(
+            EvalImages(folder, transform), batches, collate_eval, workers=workers, start_method=start_method
+        )
+        with loader, torch.no_grad(), autocast(world.device, precision):
+            for batch in loader:
+                bad += batch.bad
+                if batch.tensors:
+                    sums += _score(model, {k: v.to(world.device) for k, v in batch.tensors.items()})
+                stopped = interrupted()
+                if stopped:
+                    break
+    except RuntimeError as e:
+        if clear := worker_error(e):
+            raise clear from e
+        raise
+    finally:
+        model.train(was_training)
+    if world.any(stopped):
+        return None
+    bad = world.gather(bad)
+    if len(bad) > max_bad_fraction * len(folder) or len(bad) == len(folder):
+        raise too_many_bad(folder.root, len(folder), {b.file: b.error for b in bad}, max_bad_fraction)
+    images, top1, top5, loss = world.sum(sums.tolist())
+    seconds = time.perf_counter() - start
+    return EvalResult(top1 / images, top5 / images, loss / images, int(images), images / seconds, bad)
+
+
+def _score(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    label = batch["label"]
+    logits = model(batch["image"]).float()
+    loss = ops.cross_entropy(logits, label, reduction="sum")
+    hits = logits.topk(min(5, logits.shape[1])).indices == label[:, None]  # [B, 5]
+    counts = [hits.new_tensor(len(label), dtype=torch.float64), hits[:, 0].sum(), hits.sum(), loss]
+    return torch.stack([c.double().cpu() for c in counts])
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast for "bf16" and "fp16", nothing for "fp32"."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)

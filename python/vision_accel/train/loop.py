@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: the same for every task, exact when resumed."""
+
+import contextlib
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from vision_accel.data.loader import Loader, worker_error
+from vision_accel.data.sampler import BatchPlan, Order, Stream, generator
+from vision_accel.train import checkpoint, optim
+from vision_accel.train.bad_samples import BadSamples
+from vision_accel.train.checkpoint import Checkpoint
+from vision_accel.train.config import Config
+from vision_accel.train.distributed import World, join
+from vision_accel.train.ema import Ema
+from vision_accel.train.errors import CheckpointError, ConfigError, TrainingError
+from vision_accel.train.evaluate import autocast
+from vision_accel.train.run_dir import RunDir
+from vision_accel.train.scaler import LossScaler
+from vision_accel.train.schedule import learning_rate
+from vision_accel.train.stop import Stop, stop_signals
+from vision_accel.train.tasks import Task, create_task
+
+_log = logging.getLogger(__name__)
+_MAX_SKIPPED = 10  # steps in a row without usable gradients
+_DRAW_EVERY = 60.0  # seconds between drawings of the curves
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    run_dir: Path
+    step: int
+    """Steps done, those of earlier parts of a resumed run included."""
+    epoch: float
+    metrics: dict[str, Any]
+    """The last evaluation."""
+    best: float | None
+    """The best value of the task's metric in any evaluation."""
+    skipped_steps: int
+    """Steps skipped because of NaN or infinite gradients."""
+    bad_samples: int
+    """Files that could not be read; bad_samples.jsonl names them."""
+    stopped_by: str
+    """Name of the signal that ended the run early, or empty."""
+
+
+def fit(config: Config, task: Task | None = None) -> RunResult:
+    """Train a model as the options say, or go on with a run that was interrupted.
+
+    SIGTERM and SIGINT save a checkpoint after the current step and return. Under torchrun, every process
+    calls this.
+
+    Args:
+        config: the options.
+        task: what to learn, if it is not one of those that ``config.task`` names.
+
+    Raises:
+        ConfigError: an option cannot be used.
+        DataError: the data cannot be used, or a data loading worker died.
+        CheckpointError: a file of the run directory cannot be written or read.
+        TrainingError: gradients stay NaN or infinite.
+    """
+    config.check()
+    with join(config.train.device) as world, stop_signals() as stop:
+        try:
+            return _Run(config, task or create_task(config, world), world, stop).run()
+        except RuntimeError as e:
+            if clear := worker_error(e):
+                raise clear from e
+            raise
+
+
+class _Run:
+    """The state of one run. All of it that matters is in ``_checkpoint``."""
+
+    def __init__(self, config: Config, task: Task, world: World, stop: Stop) -> None:
+        self.config, self.task, self.world, self.stop = config, task, world, stop
+        options = config.train
+        self.dir = RunDir(config) if world.leads else None
+        torch.manual_seed(_torch_seed(options.seed))
+        self.model = task.create_model().to(world.device).train()
+        self.optimizer = optim.create_optimizer(self.model, config.optim)
+        self.ema = Ema(self.model, options.ema_decay, options.ema_warmup) if options.ema_decay else None
+        self.scaler = LossScaler(enabled=options.precision == "fp16")
+
+        self.samples = task.samples
+        self.size: int = len(self.samples)  # type: ignore[arg-type]
+        batch = config.data.batch_size
+        self.total = options.steps or max(1, math.ceil(options.epochs * self.size / batch))
+        per_epoch = max(1, round(self.size / batch))
+        self.eval_every = options.eval_every or per_epoch
+        self.save_every = options.save_every or per_epoch
+        self.step = self.skipped = self.skipped_in_row = 0
+        self.evaluated = self.saved = 0  # the step at which this was last done
+        self.best: float | None = None
+        self.metrics: dict[str, Any] = {}
+        self.bad = BadSamples(world, self.dir, config.data, self.size)
+        self.window = _Window()
+        self.drawn = time.monotonic()
+
+        if options.resume:
+            self._resume()
+        self.parallel: nn.Module = self.model
+        if world.size > 1:
+            gpus = [world.device.index] if world.device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(self.model, device_ids=gpus)
+
+    # The loop.
+
+    def run(self) -> RunResult:
+        data, options = self.config.data, self.config.train
+        order = Order(self.size, options.seed, data.repeats)
+        try:
+            plan = BatchPlan(
+                order,
+                data.batch_size,
+                self.step,
+                self.total,
+                options.accumulate,
+                self.world.rank,
+                self.world.size,
+            )
+        except ValueError as e:
+            raise ConfigError(f"data.batch_size: {e}") from e
+        loader = Loader(
+            self.samples,
+            plan,
+            self.task.collate,
+            workers=data.workers,
+            start_method=data.start_method,
+            timeout=data.worker_timeout,
+            pin_memory=self.world.device.type == "cuda",
+        )
+        # None: tqdm is silent where the output is not a terminal.
+        bar = tqdm(
+            total=self.total, initial=self.step, unit="step", disable=None if self.world.leads else True
+        )
+        with loader, bar, logging_redirect_tqdm() if not bar.disable else contextlib.nullcontext():
+            while self._boundary():
+                self._train_step(loader)
+                if not bar.disable:
+                    bar.set_postfix(self.window.brief(), refresh=False)
+                    bar.update()
+        return self._finish()
+
+    def _boundary(self) -> bool:
+        """Between two steps: log, evaluate, save. Whether to go on."""
+        options = self.config.train
+        stopped = self.world.any(bool(self.stop.name))
+        end = self.step >= self.total
+        if self.window.steps and (end or stopped or self.step % options.log_every == 0):
+            self._log()
+        due = self.step > 0 and (end or self.step % self.eval_every == 0)
+        if due and not stopped and self.evaluated < self.step:
+            self._evaluate()
+            stopped = self.world.any(bool(self.stop.name))
+        due = self.step > 0 and (end or stopped or self.step % self.save_every == 0)
+        if due and self.saved < self.step:
+            self._save()
+        return not (end or stopped)
+
+    def _train_step(self, loader: Loader) -> None:
+        """One step of the optimiser, or none if the gradients are not finite."""
+        options = self.config.train
+        started = time.perf_counter()
+        lr = learning_rate(self.config.schedule, self.config.optim.lr, self.step, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        losses = []
+        for m in range(options.accumulate):
+            batch = next(loader)
+            self.bad.note(batch.bad)
+            tensors = {k: v.to(self.world.device, non_blocking=True) for k, v in batch.tensors.items()}
+            with self._unsynced(m < options.accumulate - 1):
+                losses.append(self._backward(tensors, m * self.world.size + self.world.rank))
+
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(grads)) / self.scaler.scale
+        finite = math.isfinite(norm)
+        if finite:
+            clip = self.config.optim.clip_norm
+            factor = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
+            self.optimizer.step(grad_scale=factor / self.scaler.scale)
+            if self.ema is not None:
+                self.ema.update(self.model)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.update(finite)
+        self.step += 1
+        seconds = time.perf_counter() - started
+        self.window.add(torch.stack(losses).mean() if finite else None, lr, norm, seconds)
+        self.skipped += not finite
+        self.skipped_in_row = 0 if finite else self.skipped_in_row + 1
+        if self.skipped_in_row >= _MAX_SKIPPED:
+            self._log()
+            raise TrainingError(
+                f"steps {self.step - _MAX_SKIPPED} to {self.step - 1} had NaN or infinite gradients and were"
+                f" skipped (learning rate {lr:.3g}, loss {float(losses[-1]):.3g}, loss scale"
+                f" {self.scaler.scale:g}); the last checkpoint is of step {self.saved}"
+            )
+
+    def _backward(self, tensors: dict[str, Tensor], place: int) -> Tensor:
+        """Add the gradients of one micro-batch. All that is random depends on (seed, step, place) alone."""
+        options = self.config.train
+        torch.manual_seed(_torch_seed(options.seed, self.step, place))
+        rng = generator(options.seed, Stream.MIX, self.step, place)
+        with autocast(self.world.device, options.precision):
+            loss = self.task.loss(self.parallel, tensors, rng)
+        (loss * (self.scaler.scale / options.accumulate)).backward()
+        return loss.detach().float()
+
+    def _unsynced(self, more: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients travel between processes only after the last micro-batch of a step."""
+        if more and isinstance(self.parallel, DistributedDataParallel):
+            return self.parallel.no_sync()
+        return contextlib.nullcontext()
+
+    def _finish(self) -> RunResult:
+        if self.dir is not None:
+            last = self.config.train.export == "last" or self.best is None or not self.dir.model.exists()
+            if last and not self.stop.name:
+                self._export()
+            if self.dir.metrics():
+                self.dir.draw()
+            self.dir.close()
+        return RunResult(
+            run_dir=Path(self.config.train.out),
+            step=self.step,
+            epoch=self._epoch(),
+            metrics=self.metrics,
+            best=self.best,
+            skipped_steps=self.skipped,
+            bad_samples=len(self.bad.errors),
+            stopped_by=self.stop.name,
+        )
+
+    # What happens between steps.
+
+    def _log(self) -> None:
+        self.bad.share()
+        window, self.window = self.window, _Window()
+        loss, count = self.world.sum([*window.loss()])
+        if self.dir is None:
+            return
+        images = window.steps * self.config.data.batch_size
+        self.dir.log(
+            {
+                "step": self.step,
+                "epoch": self._epoch(),
+                "loss": loss / count if count else None,
+                "lr": window.lr,
+                "grad_norm": window.norm,
+                "images_per_s": round(images / max(window.seconds, 1e-9), 2),
+                "skipped_steps": self.skipped,
+            }
+        )
+
+    def _evaluate(self) -> None:
+        averaged = self.ema is not None and self.config.train.ema_eval
+        model = self.ema.model if self.ema is not None and averaged else self.model
+        metrics = self.task.evaluate(model, lambda: bool(self.stop.name))
+        if metrics is None:
+            return
+        self.metrics, self.evaluated = metrics, self.step
+        score = metrics[self.task.best]
+        better = self.best is None or score > self.best
+        self.best = score if better else self.best
+        if self.dir is not None:
+            self.dir.log({"step": self.step, "epoch": self._epoch(), **metrics, "ema": averaged})
+            values = ", ".join(f"{k.removeprefix('eval_')} {v:.4f}" for k, v in metrics.items())
+            _log.info("step %d of %d: %s", self.step, self.total, values)
+            if better and self.config.train.export == "best":
+                self._export()
+
+    def _export(self) -> None:
+        assert self.dir is not None
+        averaged = self.ema is not None and self.config.train.ema_eval
+        model = self.ema.model if self.ema is not None and averaged else self.model
+        self.dir.export(lambda folder: self.task.export(model, folder))
+
+    def _save(self) -> None:
+        self.bad.share()
+        self.saved = self.step
+        if self.dir is None:
+            return
+        checkpoint.save(self._checkpoint(), self.dir.checkpoints, self.config.train.keep, self.dir.latest)
+        if time.monotonic() - self.drawn > _DRAW_EVERY:
+            self.dir.draw()
+            self.drawn = time.monotonic()
+
+    def _checkpoint(self) -> Checkpoint:
+        slots, values = optim.pack_state(self.model, self.optimizer)
+        tensors = {"model": dict(self.model.state_dict()), "optimizer": slots}
+        if self.ema is not None:
+            tensors["ema"] = dict(self.ema.model.state_dict())
+        state = {
+            "optimizer": values,
+            "scaler": self.scaler.state(),
+            "ema_updates": self.ema.updates if self.ema is not None else 0,
+            "skipped": self.skipped,
+            "skipped_in_row": self.skipped_in_row,
+            "evaluated": self.evaluated,
+            "best": self.best,
+            "metrics": self.metrics,
+        }
+        return Checkpoint(self.step, tensors, state)
+
+    def _resume(self) -> None:
+        """Take over the newest intact checkpoint. All processes must see the same run directory."""
+        folder = Path(self.config.train.out) / "checkpoints"
+        found = checkpoint.load_latest(folder) if self.dir is not None else None
+        step = int(self.world.sum([float(found.step if found else 0)])[0])
+        if self.dir is not None:
+            for change in self.dir.changes:
+                _log.warning("resumed with another option: %s", change)
+            self.dir.continue_from(step)
+        self.bad.continue_run()
+        if not step:
+            _log.warning("%s: no checkpoint to resume from; starting from the beginning", folder)
+            return
+        saved = found or checkpoint.load(folder / f"step_{step:06d}")
+        try:
+            self.model.load_state_dict(saved.tensors["model"])
+            values = saved.state["optimizer"]
+            optim.unpack_state(self.model, self.optimizer, saved.tensors["optimizer"], values)
+            if self.ema is not None:
+                self.ema.model.load_state_dict(saved.tensors.get("ema", saved.tensors["model"]))
+                self.ema.updates = saved.state["ema_updates"]
+            self.scaler.load(saved.state["scaler"])
+            for name in ("skipped", "skipped_in_row", "evaluated", "best", "metrics"):
+                setattr(self, name, saved.state[name])
+        except (KeyError, RuntimeError, ValueError) as e:
+            reason = " ".join(str(e).split())
+            raise CheckpointError(f"{folder}: the checkpoint does not fit the options: {reason}") from e
+        self.step = self.saved = step
+        _log.info("resumed at step %d of %d", step, self.total)
+
+    # Small things.
+
+    def _epoch(self) -> float:
+        return round(self.step * self.config.data.batch_size / self.size, 6)
+
+
+class _Window:
+    """What happened since the last line of metrics."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.lr = self.norm = self.seconds = 0.0
+        self.steps = 0
+
+    def add(self, loss: Tensor | None, lr: float, norm: float, seconds: float) -> None:
+        if loss is not None:
+            self.losses.append(loss)
+        self.lr, self.norm = lr, norm
+        self.seconds += seconds
+        self.steps += 1
+
+    def loss(self) -> tuple[float, float]:
+        """Sum and number of the losses of the steps that were not skipped."""
+        return float(torch.stack(self.losses).sum()) if self.losses else 0.0, float(len(self.losses))
+
+    def brief(self) -> dict[str, str]:
+        loss = f"{float(self.losses[-1]):.3f}" if self.losses else "-"
+        return {"loss": loss, "lr": f"{self.lr:.2e}"}
+
+
+def _torch_seed(seed: int, *place: int) -> int:
+    return int(generator(seed, Stream.MODEL, *place).integers(2**63))

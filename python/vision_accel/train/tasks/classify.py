@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image classification: cross-entropy on labels, soft ones with mixup and CutMix; top-1 and top-5."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import vision_accel as va
+from vision_accel import ops
+from vision_accel.data.augment import train_transform
+from vision_accel.data.folder import ImageFolder
+from vision_accel.data.loader import Batch, Sample, TrainImages, collate_train
+from vision_accel.data.mix import mix
+from vision_accel.train.config import Config
+from vision_accel.train.distributed import World
+from vision_accel.train.errors import ConfigError
+from vision_accel.train.evaluate import evaluate_folder
+
+
+class Classify:
+    """Train a ViT on a folder of images per class.
+
+    Raises:
+        ConfigError: an option does not fit the model or the data.
+        DataError: a folder cannot be used.
+    """
+
+    best = "eval_top1"
+
+    def __init__(self, config: Config, world: World) -> None:
+        if not config.data.train:
+            raise ConfigError("data.train: name a folder with one folder of images per class")
+        self.config, self.world = config, world
+        self.folder = ImageFolder(config.data.train)
+        self.val = ImageFolder(config.data.val, self.folder.classes) if config.data.val else None
+        if len(self.folder.classes) < 2:
+            raise ConfigError(f"data.train: {self.folder.root} has one class; there is nothing to tell apart")
+
+    @property
+    def samples(self) -> Dataset[Sample]:
+        """Augmented images of the training folder; the model's preprocessing must be known by then."""
+        transform = train_transform(self.preprocess, self.config.augment)
+        return TrainImages(self.folder, transform, self.config.train.seed)
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        """Stack images and labels."""
+        return collate_train(samples)
+
+    def create_model(self) -> nn.Module:
+        """A new model, or one from a checkpoint with its head and position embeddings made to fit."""
+        options = self.config.model
+        settings: dict[str, Any] = dict(options.overrides)
+        settings.update(num_classes=len(self.folder.classes))
+        settings.update(drop_path_rate=options.drop_path, patch_drop_rate=options.patch_dropout)
+        if options.img_size is not None:
+            settings["img_size"] = options.img_size
+        try:
+            if options.init_from:
+                model: nn.Module = va.load(options.init_from, **settings).train()
+            else:
+                model = va.create_model(options.name, **settings)
+        except (TypeError, ValueError) as e:
+            raise ConfigError(f"model: {e}") from e
+        self.preprocess: Any = model.preprocess
+        model.labels = dict(enumerate(self.folder.classes))  # type: ignore[assignment]
+        if options.checkpoint_activations:
+            model.set_grad_checkpointing()  # type: ignore[operator]
+        return model
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], rng: np.random.Generator) -> Tensor:
+        """Cross-entropy with label smoothing, on mixed images where the options say so."""
+        options = self.config.augment
+        images, target = batch["image"], batch["label"]
+        if options.mixup > 0 or options.cutmix > 0:
+            images, target = mix(
+                images,
+                target,
+                len(self.folder.classes),
+                rng,
+                mixup=options.mixup,
+                cutmix=options.cutmix,
+                prob=options.mix_prob,
+                switch_prob=options.mix_switch_prob,
+            )
+        return ops.cross_entropy(model(images), target, label_smoothing=options.label_smoothing)
+
+    def evaluate(self, model: nn.Module, interrupted: Callable[[], bool]) -> dict[str, Any] | None:
+        """Loss, top-1 and top-5 on the validation folder."""
+        if self.val is None:
+            return None
+        data = self.config.data
+        result = evaluate_folder(
+            model,
+            self.val,
+            self.preprocess,
+            world=self.world,
+            batch_size=data.eval_batch_size,
+            workers=data.workers,
+            start_method=data.start_method,
+            precision=self.config.train.precision,
+            max_bad_fraction=data.max_bad_fraction,
+            interrupted=interrupted,
+        )
+        if result is None:
+            return None
+        return {"eval_loss": result.loss, "eval_top1": result.top1, "eval_top5": result.top5}
+
+    def export(self, model: nn.Module, directory: Path) -> None:
+        """Save in Hugging Face layout, ready for ``va.load``."""
+        va.save(model, directory, layout="hf")
