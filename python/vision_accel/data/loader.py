@@ -2,6 +2,7 @@
 """Batches of decoded, augmented samples, read by worker processes."""
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -149,7 +150,7 @@ class Loader:
         timeout: float = 0.0,
         pin_memory: bool = False,
     ) -> None:
-        before = set(multiprocessing.active_children())
+        before = multiprocessing.active_children()
         self._batches = iter(
             DataLoader(
                 samples,
@@ -163,7 +164,7 @@ class Loader:
                 generator=torch.Generator(),  # leaves torch's own generator alone
             )
         )
-        self._processes = set(multiprocessing.active_children()) - before
+        self.processes = [p for p in multiprocessing.active_children() if p not in before]
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -187,10 +188,16 @@ class Loader:
         stop = getattr(self._batches, "_shutdown_workers", None)
         if stop is not None:
             stop()
-        for process in self._processes:
+        for process in self.processes:
             if process.is_alive():
                 process.kill()
                 process.join()
+
+
+def default_workers() -> int:
+    """Worker processes that suit this machine: one per core that this process may use, at most 8."""
+    share = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that torchrun started here
+    return max(1, min(8, len(os.sched_getaffinity(0)) // share))
 
 
 def worker_error(error: BaseException) -> DataError | None:

@@ -111,7 +111,7 @@ def load(folder: Path) -> Checkpoint:
             if entry != _fingerprint(folder / Path(file).name):
                 raise ValueError(f"{file} is not what was written")
         state = json.loads((folder / "state.json").read_bytes())
-        files = [folder / f for f in index["files"] if f != "state.json"]
+        files = [folder / Path(f).name for f in index["files"] if f != "state.json"]
         return Checkpoint(index["step"], {f.stem: safetensors.torch.load_file(f) for f in files}, state)
     except Exception as e:
         raise CheckpointError(f"{folder}: damaged checkpoint: {_reason(e)}") from e

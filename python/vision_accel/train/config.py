@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from vision_accel.data.augment import AugmentConfig
+from vision_accel.data.loader import default_workers
 from vision_accel.train.errors import ConfigError
 
 
@@ -27,8 +28,9 @@ class DataOptions:
     """Images per optimiser step, over all processes and micro-batches."""
     eval_batch_size: int = 64
     """Images per forward pass and process while evaluating."""
-    workers: int = 4
-    """Processes that decode and augment, for each training process; 0 does it in the training process."""
+    workers: int | None = None
+    """Processes that decode and augment, for each training process; one per core, at most 8, if not set; 0
+    does it in the training process."""
     start_method: Literal["fork", "forkserver", "spawn"] = "fork"
     """How those processes start."""
     worker_timeout: float = 600.0
@@ -169,6 +171,10 @@ class Config:
     def check(self) -> None:
         """Raise ConfigError for a value of the wrong type or out of range, naming the option."""
         from_dict(self.to_dict())
+
+    def worker_count(self) -> int:
+        """``data.workers``, or what suits this machine."""
+        return default_workers() if self.data.workers is None else self.data.workers
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, as in a YAML file."""

@@ -138,7 +138,7 @@ class _Run:
             self.samples,
             plan,
             self.task.collate,
-            workers=data.workers,
+            workers=self.config.worker_count(),
             start_method=data.start_method,
             timeout=data.worker_timeout,
             pin_memory=self.world.device.type == "cuda",
@@ -274,7 +274,7 @@ class _Run:
             return
         self.metrics, self.evaluated = metrics, self.step
         score = metrics[self.task.best]
-        better = self.best is None or score > self.best
+        better = self.best is None or score >= self.best
         self.best = score if better else self.best
         if self.dir is not None:
             self.dir.log({"step": self.step, "epoch": self._epoch(), **metrics, "ema": averaged})

@@ -18,7 +18,7 @@ class Task(Protocol):
     """One kind of training: what a sample is, what the loss is, how a model is judged and saved."""
 
     best: str
-    """The evaluation metric that chooses the best model; the largest value wins."""
+    """The evaluation metric that chooses the best model: the largest value wins, the later one of equals."""
 
     @property
     def samples(self) -> Dataset[Sample]:

@@ -15,6 +15,7 @@ from vision_accel.data.augment import train_transform
 from vision_accel.data.folder import ImageFolder
 from vision_accel.data.loader import Batch, Sample, TrainImages, collate_train
 from vision_accel.data.mix import mix
+from vision_accel.data.preprocess import Preprocess
 from vision_accel.train.config import Config
 from vision_accel.train.distributed import World
 from vision_accel.train.errors import ConfigError
@@ -65,6 +66,8 @@ class Classify:
                 model = va.create_model(options.name, **settings)
         except (TypeError, ValueError) as e:
             raise ConfigError(f"model: {e}") from e
+        if model.preprocess is None:
+            model.preprocess = Preprocess(size=model.config.img_size)  # type: ignore[assignment,union-attr]
         self.preprocess: Any = model.preprocess
         model.labels = dict(enumerate(self.folder.classes))  # type: ignore[assignment]
         if options.checkpoint_activations:
@@ -99,7 +102,7 @@ class Classify:
             self.preprocess,
             world=self.world,
             batch_size=data.eval_batch_size,
-            workers=data.workers,
+            workers=self.config.worker_count(),
             start_method=data.start_method,
             precision=self.config.train.precision,
             max_bad_fraction=data.max_bad_fraction,
