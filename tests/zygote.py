@@ -5,6 +5,7 @@ A server process imports everything once and forks a child per run, which saves 
 torch. It runs nothing itself, so that the children start with no threads.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -86,10 +87,17 @@ def open_zygote() -> Iterator[Zygote]:
         zygote.close()
 
 
+LATE = ("curves", "tasks.classify")  # what training imports when it needs it
+
+
 def serve() -> None:
+    """Take requests, one JSON object a line, until the client closes."""
     import safetensors.torch
 
     from vision_accel.train import checkpoint, fit, from_dict
+
+    for name in ("torch._dynamo", "torch.distributed", *(f"vision_accel.train.{m}" for m in LATE)):
+        importlib.import_module(name)
 
     def count_operations(kill_at: int) -> None:
         done = 0

@@ -38,14 +38,14 @@ def options(image_root, folder):
     config.model.overrides = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
     config.model.patch_dropout, config.augment.mixup, config.augment.cutmix = 0.25, 1.0, 1.0
     config.train.out, config.train.device, config.train.log_every = str(folder / "run"), "cpu", 2
-    config.train.steps, config.train.save_every, config.train.eval_every, config.train.keep = 8, 2, 3, 2
+    config.train.steps, config.train.save_every, config.train.eval_every, config.train.keep = 6, 2, 2, 1
     config.train.ema_decay, config.train.resume = 0.9, True
     return config
 
 
 def fingerprints(config):
     """SHA-256 of the weights, the optimiser, the average and the rest of the state after the last step."""
-    return json.loads((Path(config.train.out) / "checkpoints/step_000008/index.json").read_text())["files"]
+    return json.loads((Path(config.train.out) / "checkpoints/step_000006/index.json").read_text())["files"]
 
 
 def finish(zygote, config):
@@ -65,14 +65,14 @@ def operations(zygote, config):
     return [(int(line[0]), line[1]) for line in lines if line[0].isdigit()]
 
 
-# Moments of the third save and of the export after it, in the zygote's words.
+# Moments of the second save and of the export after it, in the zygote's words.
 MOMENTS = [
-    "write_text .*/step_000006.tmp/state.json",
-    "save_file .*/step_000006.tmp/optimizer.safetensors",
-    "sync .*/step_000006.tmp/optimizer.safetensors",
-    "write_text .*/step_000006.tmp/index.json",
-    "sync .*/step_000006.tmp$",
-    "rename .*/step_000006.tmp .*/step_000006$",
+    "write_text .*/step_000004.tmp/state.json",
+    "save_file .*/step_000004.tmp/optimizer.safetensors",
+    "sync .*/step_000004.tmp/optimizer.safetensors",
+    "write_text .*/step_000004.tmp/index.json",
+    "sync .*/step_000004.tmp$",
+    "rename .*/step_000004.tmp .*/step_000004$",
     "replace .*/LATEST.tmp .*/LATEST$",
     "rename .*/step_000002 .*/step_000002.tmp$",
     "save_file .*/model.tmp/model.safetensors",
@@ -83,7 +83,7 @@ MOMENTS = [
 def test_killed_at_each_phase_of_a_save(zygote, image_root, tmp_path, expected):
     (tmp_path / "counted").mkdir()
     known = operations(zygote, options(image_root, tmp_path / "counted"))
-    begin = next(i for i, (_, text) in enumerate(known) if "step_000006.tmp" in text)
+    begin = next(i for i, (_, text) in enumerate(known) if "step_000004.tmp" in text)
     for moment in MOMENTS:
         kill_at = next(n for n, text in known[begin:] if re.search(moment, text))
         folder = tmp_path / str(kill_at)
@@ -92,7 +92,7 @@ def test_killed_at_each_phase_of_a_save(zygote, image_root, tmp_path, expected):
         child = zygote.start(config, kill_at=kill_at)
         assert child.wait() == -signal.SIGKILL
         steps = [int(p.name[5:]) for p in Path(config.train.out).glob("checkpoints/step_??????")]
-        assert max(steps) in (4, 6)
+        assert max(steps) in (2, 4)
         checkpoint.load(Path(config.train.out) / f"checkpoints/step_{max(steps):06d}")
         assert finish(zygote, config) == expected[0], moment
 
@@ -125,5 +125,5 @@ def test_asked_to_stop(zygote, image_root, tmp_path, expected, number, workers):
     assert f"stopped by {number.name}" in child.log.read_text()
     saved = checkpoint.load_latest(Path(config.train.out) / "checkpoints")
     assert saved is not None
-    assert 2 <= saved.step < 8
+    assert 2 <= saved.step < 6
     assert finish(zygote, config) == expected[0]

@@ -16,9 +16,11 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
         path: the PNG file to write.
     """
     accuracies = [n for n in ("eval_top1", "eval_top5") if any(r.get(n) is not None for r in records)]
-    figure = Figure(figsize=(5 * (3 if accuracies else 2), 4), layout="constrained")
+    columns = 3 if accuracies else 2
+    figure = Figure(figsize=(5 * columns, 4))
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 3 if accuracies else 2)
+    axes = figure.subplots(1, columns)
+    figure.subplots_adjust(left=0.16 / columns, right=1 - 0.06 / columns, bottom=0.13, top=0.9, wspace=0.2)
     _plot(axes[0], records, {"loss": "training", "eval_loss": "evaluation"}, "loss")
     _plot(axes[1], records, {"lr": ""}, "learning rate")
     if accuracies:
