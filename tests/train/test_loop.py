@@ -364,6 +364,24 @@ def test_mistakes(small_run, group, option, value, error, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_mistake_does_not_claim_the_folder(small_run):
+    small_run.train.report_to, small_run.train.steps = ("wandb",), 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", None)
+        with pytest.raises(ConfigError):
+            fit(small_run)
+    small_run.train.report_to = ()
+    assert fit(small_run).step == 1
+
+
+def test_unreadable_validation_images_are_named(small_run, tmp_path, caplog):
+    shutil.copytree(small_run.data.val, tmp_path / "val")
+    (tmp_path / "val/red/1.png").write_bytes(b"broken")
+    small_run.data.val, small_run.data.max_bad_fraction, small_run.train.steps = str(tmp_path / "val"), 0.1, 1
+    fit(small_run)
+    assert "val: 1 images cannot be read, first red/1.png" in caplog.text
+
+
 def test_validation_folder_with_another_class(small_run, image_root, tmp_path):
     shutil.copytree(image_root / "val", tmp_path / "val")
     (tmp_path / "val/red").rename(tmp_path / "val/pink")

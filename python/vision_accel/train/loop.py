@@ -99,9 +99,6 @@ class _Run:
         self.size: int = len(self.samples)  # type: ignore[arg-type]
         batch = config.data.batch_size
         self.total = options.steps or max(1, math.ceil(options.epochs * self.size / batch))
-        per_epoch = max(1, round(self.size / batch))
-        self.eval_every = options.eval_every or per_epoch
-        self.save_every = options.save_every or per_epoch
         self.step = self.skipped = self.skipped_in_row = 0
         self.evaluated = self.saved = 0  # the step at which this was last done
         self.best: float | None = None
@@ -162,14 +159,19 @@ class _Run:
         end = self.step >= self.total
         if self.window.steps and (end or stopped or self.step % options.log_every == 0):
             self._log()
-        due = self.step > 0 and (end or self.step % self.eval_every == 0)
-        if due and not stopped and self.evaluated < self.step:
+        if (end or self._due(options.eval_every)) and not stopped and self.evaluated < self.step:
             self._evaluate()
             stopped = self.world.any(bool(self.stop.name))
-        due = self.step > 0 and (end or stopped or self.step % self.save_every == 0)
-        if due and self.saved < self.step:
+        if (end or stopped or self._due(options.save_every)) and self.saved < self.step:
             self._save()
         return not (end or stopped)
+
+    def _due(self, every: int | None) -> bool:
+        """Whether this is one of the steps: every so many, or the first after the end of an epoch."""
+        if every is not None:
+            return self.step % every == 0
+        batch = self.config.data.batch_size
+        return self.step * batch // self.size > (self.step - 1) * batch // self.size
 
     def _train_step(self, loader: Loader) -> None:
         """One step of the optimiser, or none if the gradients are not finite."""

@@ -47,9 +47,9 @@ class RunDir:
         options = self.path / "config.yaml"
         self.changes: list[str] = []
         with writing(self.path):
-            if options.exists() and not config.train.resume:
+            if (self._metrics.exists() or self.checkpoints.exists()) and not config.train.resume:
                 raise ConfigError(
-                    f"train.out: {self.path} holds a run already; resume it or name another folder"
+                    f"train.out: {self.path} holds a run already; set train.resume or name another folder"
                 )
             self.path.mkdir(parents=True, exist_ok=True)
             if options.exists():

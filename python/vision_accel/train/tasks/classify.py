@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image classification: cross-entropy on labels, soft ones with mixup and CutMix; top-1 and top-5."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from vision_accel.train.config import Config
 from vision_accel.train.distributed import World
 from vision_accel.train.errors import ConfigError
 from vision_accel.train.evaluate import evaluate_folder
+
+_log = logging.getLogger(__name__)
 
 
 class Classify:
@@ -61,18 +64,18 @@ class Classify:
             settings["img_size"] = options.img_size
         try:
             if options.init_from:
-                model: nn.Module = va.load(options.init_from, **settings).train()
+                model: Any = va.load(options.init_from, **settings).train()
             else:
                 model = va.create_model(options.name, **settings)
         except (TypeError, ValueError) as e:
             raise ConfigError(f"model: {e}") from e
         if model.preprocess is None:
-            model.preprocess = Preprocess(size=model.config.img_size)  # type: ignore[assignment,union-attr]
+            model.preprocess = Preprocess(size=model.config.img_size)
         self.preprocess: Any = model.preprocess
-        model.labels = dict(enumerate(self.folder.classes))  # type: ignore[assignment]
+        model.labels = dict(enumerate(self.folder.classes))
         if options.checkpoint_activations:
-            model.set_grad_checkpointing()  # type: ignore[operator]
-        return model
+            model.set_grad_checkpointing()
+        return cast(nn.Module, model)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], rng: np.random.Generator) -> Tensor:
         """Cross-entropy with label smoothing, on mixed images where the options say so."""
@@ -110,6 +113,9 @@ class Classify:
         )
         if result is None:
             return None
+        if result.bad and self.world.leads:
+            first = result.bad[0]
+            _log.warning("%s: %d images cannot be read, first %s", self.val.root, len(result.bad), first.file)
         return {"eval_loss": result.loss, "eval_top1": result.top1, "eval_top5": result.top5}
 
     def export(self, model: nn.Module, directory: Path) -> None:
