@@ -143,6 +143,7 @@ def test_a_killed_worker_is_an_error(folder):
     assert not any(w.is_alive() for w in workers)
 
 
+@pytest.mark.slow
 def test_a_hanging_worker_is_an_error(folder):
     data = TrainImages(folder, partial(augment, delay=0.001), 0)
     plan = BatchPlan(Order(60, 0), 16, 0, 10_000)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vision_accel.train import CheckpointError, checkpoint, fit
+from vision_accel.train.schedule import learning_rate
 
 
 def check_and_continue(config):
@@ -108,11 +109,26 @@ def test_failing_operation(saving, monkeypatch, operation, number):
     check_and_continue(saving)
 
 
-@pytest.mark.parametrize("file", ["metrics.jsonl", "curves.png", "config.yaml.tmp"])
+@pytest.mark.parametrize("file", ["curves.png", "config.yaml.tmp"])
 def test_other_files_of_the_run(saving, file):
     (Path(saving.train.out) / file).mkdir(parents=True)
     with pytest.raises(CheckpointError, match=r"cannot write: Is a directory"):
         fit(saving)
+
+
+def test_metrics(saving, monkeypatch):
+    metrics = Path(saving.train.out) / "metrics.jsonl"
+
+    def break_metrics(options, peak, step, total):
+        if step == 3:
+            metrics.unlink()
+            metrics.mkdir()
+        return learning_rate(options, peak, step, total)
+
+    monkeypatch.setattr("vision_accel.train.loop.learning_rate", break_metrics)
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl: cannot write: Is a directory"):
+        fit(saving)
+    assert checkpoint.load_latest(Path(saving.train.out) / "checkpoints").step == 2
 
 
 def test_export_that_fails_leaves_the_model_before(saving, monkeypatch):

@@ -67,8 +67,8 @@ class Classify:
                 model: Any = va.load(options.init_from, **settings).train()
             else:
                 model = va.create_model(options.name, **settings)
-        except (TypeError, ValueError) as e:
-            raise ConfigError(f"model: {e}") from e
+        except (OSError, TypeError, ValueError) as e:
+            raise ConfigError(f"model{'.init_from' if options.init_from else ''}: {e}") from e
         if model.preprocess is None:
             model.preprocess = Preprocess(size=model.config.img_size)
         self.preprocess: Any = model.preprocess
