@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from vision_accel.data.folder import DataError, ImageFolder
+from vision_accel.data.images import load_image
 from vision_accel.data.loader import (
     EvalImages,
     Loader,
@@ -22,15 +23,15 @@ from vision_accel.data.loader import (
 from vision_accel.data.sampler import BatchPlan, Order
 
 
-def augment(image, rng, delay=0.0):
+def augment(file, rng, delay=0.0):
     """A stand-in whose output depends on every pixel and on the generator."""
     time.sleep(delay)
-    pixels = np.asarray(Image.fromarray(np.asarray(image)).resize((8, 8)), np.float32)
-    return torch.from_numpy(pixels.transpose(2, 0, 1) + rng.random(dtype=np.float32))
+    pixels = np.asarray(Image.fromarray(load_image(file)).resize((8, 8)), np.float32)
+    return pixels.transpose(2, 0, 1) + rng.random(dtype=np.float32)
 
 
-def prepare(image):
-    return augment(image, np.random.default_rng(0))
+def prepare(file):
+    return augment(file, np.random.default_rng(0))
 
 
 def read(folder, start=0, stop=6, seed=5, **options):

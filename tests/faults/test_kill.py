@@ -75,8 +75,8 @@ MOMENTS = [
     "rename .*/step_000004.tmp .*/step_000004$",
     "replace .*/LATEST.tmp .*/LATEST$",
     "rename .*/step_000002 .*/step_000002.tmp$",
-    "save_file .*/model.tmp/model.safetensors",
-    "rename .*/model.tmp .*/model$",
+    "sync .*/model.tmp/model/model.safetensors",
+    "rename .*/model.tmp/model .*/model$",
 ]
 
 

@@ -5,21 +5,23 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vision_accel.data.folder import DataError, ImageFolder
-from vision_accel.data.images import ImageError, load_image
+from vision_accel.data.images import ImageError
 from vision_accel.data.sampler import Key, Stream, generator
 
 _REPLACEMENTS = 20  # tries before a run of unreadable images is an error
 
-TrainTransform = Callable[[Any, np.random.Generator], Tensor]
-EvalTransform = Callable[[Any], Tensor]
+TrainTransform = Callable[[Path, np.random.Generator], NDArray[np.float32]]
+EvalTransform = Callable[[Path], NDArray[np.float32]]
 
 
 class BadSample(NamedTuple):
@@ -51,7 +53,7 @@ class TrainImages(Dataset[Sample]):
 
     Args:
         folder: the images.
-        transform: (image, random generator) -> float32 [3, h, w].
+        transform: (file, random generator) -> float32 [3, h, w]; an ImageError says why it cannot.
         seed: not negative.
     """
 
@@ -62,13 +64,15 @@ class TrainImages(Dataset[Sample]):
         return len(self.folder)
 
     def __getitem__(self, key: Key) -> Sample:
+        def augmented(file: Path) -> NDArray[np.float32]:
+            return self.transform(file, generator(self.seed, Stream.AUGMENT, *key))
+
         bad: list[BadSample] = []
         index = key.image
         for attempt in range(_REPLACEMENTS):
-            image = _read(self.folder, index, bad)
-            if image is not None:
-                pixels = self.transform(image, generator(self.seed, Stream.AUGMENT, *key))
-                return Sample({"image": pixels, "label": torch.tensor(self.folder.labels[index])}, bad)
+            tensors = _read(self.folder, index, bad, augmented)
+            if tensors is not None:
+                return Sample(tensors, bad)
             index = int(generator(self.seed, Stream.REPLACE, *key, attempt).integers(len(self)))
         return Sample(None, bad)
 
@@ -78,7 +82,7 @@ class EvalImages(Dataset[Sample]):
 
     Args:
         folder: the images.
-        transform: image -> float32 [3, h, w].
+        transform: file -> float32 [3, h, w]; an ImageError says why it cannot.
     """
 
     def __init__(self, folder: ImageFolder, transform: EvalTransform) -> None:
@@ -89,19 +93,19 @@ class EvalImages(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         bad: list[BadSample] = []
-        image = _read(self.folder, index, bad)
-        if image is None:
-            return Sample(None, bad)
-        label = torch.tensor(self.folder.labels[index])
-        return Sample({"image": self.transform(image), "label": label}, bad)
+        return Sample(_read(self.folder, index, bad, self.transform), bad)
 
 
-def _read(folder: ImageFolder, index: int, bad: list[BadSample]) -> Any:
+def _read(
+    folder: ImageFolder, index: int, bad: list[BadSample], transform: EvalTransform
+) -> dict[str, Tensor] | None:
+    path = folder.path(index)
     try:
-        return load_image(folder.path(index))
+        pixels = torch.as_tensor(transform(path))
     except (ImageError, OSError) as e:
-        bad.append(BadSample(folder.name(index), str(e)))
+        bad.append(BadSample(folder.name(index), str(e).removeprefix(f"{path}: ")))
         return None
+    return {"image": pixels, "label": torch.tensor(folder.labels[index])}
 
 
 def collate_train(samples: list[Sample]) -> Batch:

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from vision_accel import ops
 from vision_accel.data.loader import Loader, worker_error
 from vision_accel.data.sampler import BatchPlan, Order, Stream, generator
 from vision_accel.train import checkpoint, optim
@@ -189,7 +190,7 @@ class _Run:
                 losses.append(self._backward(tensors, m * self.world.size + self.world.rank))
 
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(grads)) / self.scaler.scale
+        norm = float(ops.grad_norm(grads)) / self.scaler.scale
         finite = math.isfinite(norm)
         if finite:
             clip = self.config.optim.clip_norm

@@ -91,8 +91,9 @@ class RunDir:
         aside = self.path / "model.tmp"
         with writing(self.model):
             try:
-                write(aside)
-                checkpoint.replace_folder(aside, self.model)
+                aside.mkdir()
+                write(aside / "model")
+                checkpoint.replace_folder(aside / "model", self.model)
             finally:
                 checkpoint.remove_leftovers(self.path)
 

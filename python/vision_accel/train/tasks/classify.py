@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image classification: cross-entropy on labels, soft ones with mixup and CutMix; top-1 and top-5."""
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -69,9 +70,7 @@ class Classify:
                 model = va.create_model(options.name, **settings)
         except (OSError, TypeError, ValueError) as e:
             raise ConfigError(f"model{'.init_from' if options.init_from else ''}: {e}") from e
-        if model.preprocess is None:
-            model.preprocess = Preprocess(size=model.config.img_size)
-        self.preprocess: Any = model.preprocess
+        self.preprocess = model.preprocess = _recipe(model.preprocess or Preprocess(), model.config.img_size)
         model.labels = dict(enumerate(self.folder.classes))
         if options.checkpoint_activations:
             model.set_grad_checkpointing()
@@ -121,3 +120,13 @@ class Classify:
     def export(self, model: nn.Module, directory: Path) -> None:
         """Save in Hugging Face layout, ready for ``va.load``."""
         va.save(model, directory, layout="hf")
+
+
+def _recipe(recipe: Preprocess, size: tuple[int, int]) -> Preprocess:
+    """The same preparation of images for another input size."""
+    if recipe.size == size:
+        return recipe
+    to = recipe.resize_to
+    if to is not None:
+        to = (round(to[0] * size[0] / recipe.size[0]), round(to[1] * size[1] / recipe.size[1]))
+    return dataclasses.replace(recipe, size=size, resize_to=to)
