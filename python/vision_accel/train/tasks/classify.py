@@ -48,7 +48,10 @@ class Classify:
     @property
     def samples(self) -> Dataset[Sample]:
         """Augmented images of the training folder; the model's preprocessing must be known by then."""
-        transform = train_transform(self.preprocess, self.config.augment)
+        try:
+            transform = train_transform(self.preprocess, self.config.augment)
+        except ValueError as e:
+            raise ConfigError(f"augment: {e}") from e
         return TrainImages(self.folder, transform, self.config.train.seed)
 
     def collate(self, samples: list[Sample]) -> Batch:
