@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image classification: cross-entropy on labels, soft ones with mixup and CutMix; top-1 and top-5."""
 
-import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -73,7 +72,11 @@ class Classify:
                 model = va.create_model(options.name, **settings)
         except (OSError, TypeError, ValueError) as e:
             raise ConfigError(f"model{'.init_from' if options.init_from else ''}: {e}") from e
-        self.preprocess = model.preprocess = _recipe(model.preprocess or Preprocess(), model.config.img_size)
+        if model.preprocess is None:
+            h, w = model.config.img_size
+            resize: Literal["shortest", "squash"] = "shortest" if h == w else "squash"  # hf has both
+            model.preprocess = Preprocess(size=(h, w), resize=resize, crop_offset="floor")
+        self.preprocess: Preprocess = model.preprocess
         model.labels = dict(enumerate(self.folder.classes))
         if options.checkpoint_activations:
             model.set_grad_checkpointing()
@@ -121,15 +124,9 @@ class Classify:
         return {"eval_loss": result.loss, "eval_top1": result.top1, "eval_top5": result.top5}
 
     def export(self, model: nn.Module, directory: Path) -> None:
-        """Save in Hugging Face layout, ready for ``va.load``."""
-        va.save(model, directory, layout="hf")
-
-
-def _recipe(recipe: Preprocess, size: tuple[int, int]) -> Preprocess:
-    """The same preparation of images for another input size."""
-    if recipe.size == size:
-        return recipe
-    to = recipe.resize_to
-    if to is not None:
-        to = (round(to[0] * size[0] / recipe.size[0]), round(to[1] * size[1] / recipe.size[1]))
-    return dataclasses.replace(recipe, size=size, resize_to=to)
+        """Save for ``va.load``: in Hugging Face layout, or in timm's if that one cannot express the model."""
+        try:
+            va.save(model, directory, layout="hf")  # type: ignore[arg-type]
+        except ValueError as e:
+            _log.warning("%s: saved in timm's layout, because %s", directory.name, e)
+            va.save(model, directory, layout="timm")  # type: ignore[arg-type]
