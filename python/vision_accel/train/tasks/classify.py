@@ -126,7 +126,7 @@ class Classify:
     def export(self, model: nn.Module, directory: Path) -> None:
         """Save for ``va.load``: in Hugging Face layout, or in timm's if that one cannot express the model."""
         try:
-            va.save(model, directory, layout="hf")  # type: ignore[arg-type]
+            va.save(model, directory, layout="hf")
         except ValueError as e:
             _log.warning("%s: saved in timm's layout, because %s", directory.name, e)
-            va.save(model, directory, layout="timm")  # type: ignore[arg-type]
+            va.save(model, directory, layout="timm")
