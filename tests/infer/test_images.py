@@ -26,7 +26,7 @@ mean_color = MeanColor()
 
 
 def run(images, **options):
-    options = {"batch_size": 3, "workers": 2} | options
+    options = {"batch_size": 3, "workers": 2, "ahead": 1} | options
     return [item for batch in batches(images, mean_color, **options) for item in batch]
 
 
@@ -90,11 +90,11 @@ def test_generator_is_read_lazily(folder):
             taken.append(1)
             yield folder / "0.jpg"
 
-    stream = batches(endless(), mean_color, batch_size=2, workers=2)
+    stream = batches(endless(), mean_color, batch_size=2, ahead=2, workers=2)
     for _ in range(3):
         next(stream)
     stream.close()
-    assert len(taken) <= 3 * 2 + 2 * 2 + 1
+    assert len(taken) == (3 + 2) * 2
 
 
 def test_order_is_kept_whatever_thread_is_first(folder):
@@ -105,25 +105,25 @@ def test_order_is_kept_whatever_thread_is_first(folder):
             gate.wait(timeout=20)  # pictures wait for each other in pairs: two threads run at once
             return super().__call__(pixels)
 
-    got = [i for b in batches(folder, Gated(), batch_size=2, workers=2) for i in b]
+    got = [i for b in batches(folder, Gated(), batch_size=2, ahead=0, workers=2) for i in b]
     assert relative(got, folder) == NAMES
 
 
 def test_threads_end_with_the_stream(folder):
     before = threading.active_count()
-    stream = batches(folder, mean_color, batch_size=2, workers=3)
+    stream = batches(folder, mean_color, batch_size=2, ahead=1, workers=3)
     next(stream)
     stream.close()
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_bad_pictures_stay_in_place(folder, workers):
+@pytest.mark.parametrize(("workers", "ahead"), [(0, 0), (2, 0), (2, 3)])
+def test_bad_pictures_stay_in_place(folder, workers, ahead):
     (folder / "1.png").write_bytes(b"no picture")
     data = (folder / "4.jpg").read_bytes()
     (folder / "4.jpg").write_bytes(data[: len(data) // 2])
     (folder / "7.png").write_bytes(b"")
-    items = run(folder, on_error="skip", workers=workers)
+    items = run(folder, on_error="skip", workers=workers, ahead=ahead)
     assert relative(items, folder) == NAMES
     bad = [item for item in items if item.error is not None]
     assert relative(bad, folder) == ["1.png", "4.jpg", "7.png"]
@@ -131,7 +131,7 @@ def test_bad_pictures_stay_in_place(folder, workers):
         assert item.source in str(item.error)
         assert item.pixels is None
     with pytest.raises(ImageError, match=r"1\.png"):
-        run(folder, workers=workers)
+        run(folder, workers=workers, ahead=ahead)
 
 
 def test_missing_file_is_a_bad_picture(folder):

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anything that is a picture -> batches of model inputs, decoded in threads ahead of the model."""
+"""Anything that is a picture -> batches of model inputs, prepared in threads."""
 
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
@@ -122,19 +123,21 @@ def batches(
     preprocess: Preprocess,
     *,
     batch_size: int,
+    ahead: int,
     workers: int | None = None,
     on_error: OnError = "raise",
     thumbnail: int = 0,
-) -> Iterator[list[Item]]:
-    """Lists of up to ``batch_size`` items in the order of ``images``; at most three batches in memory.
+) -> Generator[list[Item], None, None]:
+    """Lists of up to ``batch_size`` items in the order of ``images``; ``ahead + 1`` lists in memory at most.
 
     Args:
         images: see ``expand``. A floating torch tensor is taken as already preprocessed; anything else
             goes through ``data.load_image``.
         preprocess: the model's recipe.
         batch_size: pictures per list.
-        workers: threads that decode and preprocess ahead of the caller; None: one per core, at most 8;
-            0: in the calling thread.
+        ahead: lists that are prepared while the caller works on one. 0 suits a model that keeps all cores
+            busy: the threads then work between its passes and not against it.
+        workers: threads that decode and preprocess; None: one per core, at most 8; 0: the calling thread.
         on_error: ``"raise"`` the ImageError of a bad picture, or ``"skip"``: leave it in its item.
         thumbnail: also keep the picture shrunk to fit a square of this many pixels.
     """
@@ -147,38 +150,34 @@ def batches(
     elif workers < 0:
         raise ValueError(f"workers: must not be negative, got {workers}")
 
-    def make(name: str, picture: Any) -> Item:
-        # Pictures are spread over the threads; one picture must not be spread again.
-        return _make(name, picture, preprocess, 1 if workers else 0, thumbnail)
-
-    items = _ahead(make, expand(images), workers, 2 * batch_size)
-    try:
-        while batch := list(islice(items, batch_size)):
-            if on_error == "raise":
-                for item in batch:
-                    if item.error is not None:
-                        raise item.error
-            yield batch
-    finally:
-        items.close()
+    sources = expand(images)
+    chunks = iter(lambda: list(islice(sources, batch_size)), [])
+    # Pictures are spread over the threads; one picture must not be spread again.
+    make = partial(_make, preprocess=preprocess, threads=1 if workers else 0, thumbnail=thumbnail)
+    for batch in _prepared(make, chunks, workers, ahead):
+        if on_error == "raise":
+            for item in batch:
+                if item.error is not None:
+                    raise item.error
+        yield batch
 
 
-def _ahead(
-    make: Callable[[str, Any], Item], sources: Iterator[tuple[str, Any]], workers: int, ahead: int
-) -> Generator[Item, None, None]:
-    """``make(*source)`` for each source in order, up to ``ahead`` of them before they are asked for."""
+def _prepared(
+    make: Callable[..., Item], chunks: Iterator[list[tuple[str, Any]]], workers: int, ahead: int
+) -> Generator[list[Item], None, None]:
+    """``make(*source)`` for all sources of each chunk, on ``workers`` threads."""
     if workers == 0:
-        yield from (make(*source) for source in sources)
+        yield from ([make(*source) for source in chunk] for chunk in chunks)
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    waiting: deque[Future[Item]] = deque()
+    waiting: deque[list[Future[Item]]] = deque()
     try:
-        for source in sources:
-            waiting.append(pool.submit(make, *source))
+        for chunk in chunks:
+            waiting.append([pool.submit(make, *source) for source in chunk])
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
+                yield [item.result() for item in waiting.popleft()]
         while waiting:
-            yield waiting.popleft().result()
+            yield [item.result() for item in waiting.popleft()]
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -24,6 +24,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+def lists_ahead(model: nn.Module) -> int:
+    """How many batches to prepare ahead: on a CPU the model needs all cores itself."""
+    return 0 if next(model.parameters()).device.type == "cpu" else 2
+
+
 def stack(items: list[Item], model: nn.Module) -> Tensor:
     """[B, 3, h, w]: the good items on the device and in the dtype of the model."""
     pixels = [item.pixels for item in items if item.pixels is not None]

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from vision_accel.infer._images import Images, OnError, batches
-from vision_accel.infer._model import evaluating, preprocess_of, stack
+from vision_accel.infer._model import evaluating, lists_ahead, preprocess_of, stack
 
 Function: TypeAlias = Literal["softmax", "sigmoid", "none"]
 
@@ -62,7 +62,7 @@ def classify(
         batch_size: pictures per pass. It changes speed and memory, not results.
         function: turns logits into scores: ``"softmax"``, ``"sigmoid"`` (several labels may hold) or
             ``"none"`` (logits).
-        workers: threads that decode ahead of the model; None: one per core, 0: none.
+        workers: threads that read and prepare pictures; None: one per core, 0: none.
         on_error: ``"raise"`` the first bad picture's ImageError, or ``"skip"``: its result has ``error``
             set and no predictions, and all others are labelled.
 
@@ -108,6 +108,7 @@ def iter_classify(
         images,
         preprocess_of(model),
         batch_size=batch_size,
+        ahead=lists_ahead(model),
         workers=workers,
         on_error=on_error,
         thumbnail=thumbnail,

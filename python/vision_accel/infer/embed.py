@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vision_accel.infer._images import Images, OnError, batches
-from vision_accel.infer._model import evaluating, preprocess_of, stack
+from vision_accel.infer._model import evaluating, lists_ahead, preprocess_of, stack
 
 Pooling: TypeAlias = Literal["model", "token", "avg", "none"]
 
@@ -43,7 +43,7 @@ def embed(
             ``"avg"``: the mean of the patch tokens; ``"none"``: every token after the final norm, [n, N, C].
         batch_size: pictures per pass. It changes speed and memory, not results.
         normalize: scale each vector to length 1, so that a dot product is the cosine similarity.
-        workers: threads that decode ahead of the model; None: one per core, 0: none.
+        workers: threads that read and prepare pictures; None: one per core, 0: none.
         on_error: ``"raise"`` the first bad picture's ImageError, or ``"skip"``: its row is nan, and a
             warning names it.
 
@@ -88,7 +88,14 @@ def iter_embed(
         raise ValueError(f"pooling: must be 'model', 'token', 'avg' or 'none', got {pooling!r}")
     if pooling == "token" and not model.config.class_token:
         raise ValueError("pooling: 'token' needs a model with a class token; this one has none")
-    stream = batches(images, preprocess_of(model), batch_size=batch_size, workers=workers, on_error=on_error)
+    stream = batches(
+        images,
+        preprocess_of(model),
+        batch_size=batch_size,
+        ahead=lists_ahead(model),
+        workers=workers,
+        on_error=on_error,
+    )
     for items in stream:
         good = [item for item in items if item.error is None]
         rows: Iterator[Tensor] = iter(())

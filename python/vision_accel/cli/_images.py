@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands that read images share."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import vision_accel as va
+
+T = TypeVar("T")
+
+
+def find(arguments: Sequence[str]) -> list[str]:
+    """The image files that the arguments stand for; each argument must stand for at least one.
+
+    Raises:
+        ValueError: no argument, a folder without images, a pattern without match.
+        FileNotFoundError: a path that does not exist.
+    """
+    if not arguments:
+        raise ValueError("no images given: name files, folders or patterns")
+    paths = [name for name, _ in va.infer.expand(arguments)]
+    for path in paths:
+        Path(path).stat()
+    return paths
+
+
+def load_model(name: str, dtype: str) -> Any:
+    """``va.load`` in the storage type ``fp32``, ``bf16`` or ``fp16``."""
+    import torch  # noqa: PLC0415  (slow to import: --help must not wait for it)
+
+    return va.load(name, dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype])
+
+
+def progress(results: Iterable[T], total: int) -> Iterator[T]:
+    """The same results with a progress bar on stderr, when somebody looks at a terminal."""
+    from tqdm import tqdm  # noqa: PLC0415
+
+    # With stdout on the terminal too, the results themselves show the progress.
+    quiet = not sys.stderr.isatty() or sys.stdout.isatty()
+    return iter(tqdm(results, total=total, unit="image", disable=quiet))
+
+
+def complain(source: str, error: str | None) -> bool:
+    """Name a bad image on stderr; whether it was bad."""
+    if error is not None:
+        text = error if source in error else f"{source}: {error}"
+        print(f"vision-accel: {text}", file=sys.stderr)
+    return error is not None

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vision-accel bench``: throughput of one model here, in the columns of timm's benchmark.py."""
+
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+import vision_accel as va
+from vision_accel.cli._options import parse
+
+
+@dataclass
+class Bench:
+    """Measure images per second of a model on random input.
+
+    ``python -m bench`` of a source checkout compares with other engines in the same run.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")] = tyro.MISSING
+    """Model name (vit_base_patch16_224) or directory."""
+    batch_size: str = "1,8"
+    """Images per pass; several with commas."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Storage type of weights and activations."""
+    threads: int | None = None
+    """Threads to use (None: one per core)."""
+    seconds: float = 5.0
+    """Time to measure at each batch size."""
+    json: FlagCreatePairsOff[bool] = False
+    """Print JSON."""
+
+
+COLUMNS = (
+    ("model", ""),
+    ("infer_samples_per_sec", ".2f"),
+    ("infer_step_time", ".3f"),  # ms, median
+    ("infer_step_time_min", ".3f"),
+    ("infer_batch_size", ""),
+    ("infer_img_size", ""),
+    ("infer_gmacs", ".2f"),
+    ("param_count", ".2f"),  # millions
+)
+
+
+def run(argv: list[str]) -> int:
+    """Run the command."""
+    options = parse(Bench, argv, "vision-accel bench")
+    import torch  # noqa: PLC0415  (slow to import: --help must not wait for it)
+
+    try:
+        sizes = [int(size) for size in options.batch_size.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"--batch-size: expected positive numbers with commas, got {options.batch_size!r}")
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ValueError(f"--threads: must be at least 1, got {options.threads}")
+        torch.set_num_threads(options.threads)
+    is_path = Path(options.model).exists() or "/" in options.model
+    model = va.load(options.model) if is_path else va.create_model(options.model)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
+    model = model.eval().to(dtype)
+    height, width = model.config.img_size
+    records = []
+    for size in sizes:
+        x = torch.randn(size, model.config.in_chans, height, width, dtype=dtype)
+        with torch.inference_mode():
+            times = _times(lambda x=x: model(x), options.seconds)
+        records.append(
+            {
+                "model": options.model,
+                "infer_samples_per_sec": size / statistics.median(times),
+                "infer_step_time": 1e3 * statistics.median(times),
+                "infer_step_time_min": 1e3 * min(times),
+                "infer_batch_size": size,
+                "infer_img_size": height if height == width else f"{height}x{width}",
+                "infer_gmacs": gmacs(model),
+                "param_count": model.num_params() / 1e6,
+            }
+        )
+    if options.json:
+        print(json.dumps(records, indent=2))
+        return 0
+    rows = [[name for name, _ in COLUMNS], *([format(r[n], f) for n, f in COLUMNS] for r in records)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    return 0
+
+
+def _times(call: Any, seconds: float) -> list[float]:
+    """Seconds of each call after a warm-up."""
+    for _ in range(2):
+        call()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return times
+
+
+def gmacs(model: Any) -> float:
+    """Billions of multiply-adds of one image through a ViT, counted as timm does: all tokens, all blocks."""
+    c = model.config
+    tokens = model.patch_embed.num_patches + c.num_prefix_tokens
+    macs = model.patch_embed.num_patches * model.patch_embed.proj.weight.numel()
+    for name, weight in model.named_parameters():
+        if name.endswith(".weight") and weight.ndim == 2:
+            macs += weight.numel() * (tokens if name.startswith("blocks.") else 1)
+    macs += c.depth * 2 * tokens**2 * c.embed_dim
+    return float(macs) * 1e-9

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vision-accel embed``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+import vision_accel as va
+from vision_accel.cli import SOME_IMAGES_BAD
+from vision_accel.cli._images import complain, find, load_model, progress
+from vision_accel.cli._options import parse
+
+
+@dataclass
+class Embed:
+    """Write the features of images to a NumPy file with the arrays ``features`` [n, C] and ``sources`` [n].
+
+    The exit code is 3 when some images could not be read; the file then has the others.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")] = tyro.MISSING
+    """Model directory or Hugging Face hub id."""
+    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE")] = ()
+    """Files, folders or patterns."""
+    output: Path = Path("features.npz")
+    """The file to write."""
+    pooling: Literal["model", "token", "avg", "none"] = "model"
+    """What the model's classifier sees, the class token, the mean of the patches, or every token."""
+    normalize: FlagCreatePairsOff[bool] = False
+    """Scale each vector to length 1."""
+    batch_size: int = 8
+    """Images per pass; changes speed and memory, not results."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Storage type of the weights; features are always written as float32."""
+    workers: int | None = None
+    """Threads that read and prepare images (None: one per core)."""
+
+
+def run(argv: list[str]) -> int:
+    """Run the command."""
+    options = parse(Embed, argv, "vision-accel embed")
+    paths = find(options.images)
+    bad = 0
+    sources, rows = [], []
+    with va.infer.replacing(options.output) as file:
+        model = load_model(options.model, options.dtype)
+        results = va.infer.iter_embed(
+            model,
+            paths,
+            options.pooling,
+            batch_size=options.batch_size,
+            normalize=options.normalize,
+            workers=options.workers,
+            on_error="skip",
+        )
+        for result in progress(results, len(paths)):
+            bad += complain(result.source, result.error)
+            if result.features is not None:
+                sources.append(result.source)
+                rows.append(result.features.numpy())
+        if not rows:
+            raise ValueError(f"none of the {len(paths)} images could be read")
+        features = np.stack(rows)
+        np.savez(file, features=features, sources=np.array(sources))
+    print(f"{options.output}: features {list(features.shape)}")
+    return SOME_IMAGES_BAD if bad else 0

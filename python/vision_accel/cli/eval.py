@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vision-accel eval``."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+import vision_accel as va
+from vision_accel.cli import SOME_IMAGES_BAD
+from vision_accel.cli._images import complain
+from vision_accel.cli._options import parse
+
+
+@dataclass
+class Eval:
+    """Top-1 and top-5 accuracy of a classifier on a folder that holds one folder of images per class.
+
+    The exit code is 3 when some images could not be read; they are not counted.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")] = tyro.MISSING
+    """Model directory or Hugging Face hub id."""
+    data: Annotated[Positional[str], arg(metavar="FOLDER")] = tyro.MISSING
+    """Folder with one folder per class."""
+    batch_size: int = 64
+    """Images per pass; changes speed and memory, not results."""
+    workers: int = 2
+    """Processes that decode images; 0: none."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the arithmetic."""
+    max_bad_fraction: float = 0.05
+    """Stop with an error when more than this share of the images cannot be read."""
+    json: FlagCreatePairsOff[bool] = False
+    """Print JSON."""
+
+
+def run(argv: list[str]) -> int:
+    """Run the command."""
+    options = parse(Eval, argv, "vision-accel eval")
+    result = va.train.evaluate(
+        options.model,
+        options.data,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        precision=options.precision,
+        max_bad_fraction=options.max_bad_fraction,
+    )
+    for sample in result.bad:
+        complain(sample.file, sample.error)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(result), indent=2))
+    else:
+        print(
+            f"top-1 {100 * result.top1:.2f} %  top-5 {100 * result.top5:.2f} %  loss {result.loss:.4f}  "
+            f"{result.images} images  {result.images_per_s:.1f} images/s"
+        )
+    return SOME_IMAGES_BAD if result.bad else 0

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vision-accel train <task>``."""
+
+import vision_accel as va
+from vision_accel._suggest import did_you_mean
+from vision_accel.cli._options import parse
+
+TASKS = {"vit": "train or fine-tune a ViT classifier on a folder with one folder of images per class"}
+USAGE = "usage: vision-accel train TASK [OPTIONS]\n\n" + "\n".join(
+    f"  {t}  {text}" for t, text in TASKS.items()
+)
+
+
+def run(argv: list[str]) -> int:
+    """Run the command."""
+    if not argv or argv[0] in {"-h", "--help"}:
+        print(USAGE)
+        return 0 if argv else 2
+    task = argv[0]
+    if task not in TASKS:
+        raise ValueError(
+            f"unknown task {task!r}{did_you_mean(task, TASKS) or '; there is: ' + ', '.join(TASKS)}"
+        )
+    text = f"{TASKS[task][0].upper()}{TASKS[task][1:]}."
+    result = va.train.fit(parse(va.train.Config, argv[1:], f"vision-accel train {task}", text))
+    if result.stopped_by:
+        print(f"stopped by {result.stopped_by} after step {result.step}; continue with --train.resume")
+        return 130 if result.stopped_by == "SIGINT" else 0
+    scores = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items() if value is not None)
+    print(f"{result.step} steps  {scores}  model: {result.run_dir / 'model'}")
+    if result.bad_samples:
+        print(f"{result.bad_samples} files could not be read: {result.run_dir / 'bad_samples.jsonl'}")
+    return 0
