@@ -13,8 +13,8 @@ void register_layer_norm(pybind11::module_& m) {
   m.def(
       "layer_norm_forward",
       [](T x, T residual, T weight, T bias, T y, T sum, T mean, T rstd, double eps, Stream stream) {
-        layer_norm_forward({x.as_rows("layer_norm: x"), residual.as_rows("layer_norm: residual"), weight, bias,
-                            y.as_rows("layer_norm: y"), sum.as_rows("layer_norm: sum"),
+        layer_norm_forward({x.as_rows("layer_norm: x"), residual.as_rows("layer_norm: residual"), weight,
+                            bias, y.as_rows("layer_norm: y"), sum.as_rows("layer_norm: sum"),
                             mean.flat("layer_norm: mean"), rstd.flat("layer_norm: rstd"), eps},
                            stream);
       },
@@ -23,11 +23,11 @@ void register_layer_norm(pybind11::module_& m) {
   m.def(
       "layer_norm_backward",
       [](T dy, T s, T weight, T mean, T rstd, T dsum, T dx, T dweight, T dbias, T workspace, Stream stream) {
-        layer_norm_backward({dy.as_rows("layer_norm: dy"), s.as_rows("layer_norm: s"), weight,
-                             mean.flat("layer_norm: mean"), rstd.flat("layer_norm: rstd"),
-                             dsum.as_rows("layer_norm: dsum"), dx.as_rows("layer_norm: dx"), dweight, dbias,
-                             workspace},
-                            stream);
+        layer_norm_backward(
+            {dy.as_rows("layer_norm: dy"), s.as_rows("layer_norm: s"), weight, mean.flat("layer_norm: mean"),
+             rstd.flat("layer_norm: rstd"), dsum.as_rows("layer_norm: dsum"), dx.as_rows("layer_norm: dx"),
+             dweight, dbias, workspace},
+            stream);
       },
       arg("dy"), arg("s"), arg("weight"), arg("mean"), arg("rstd"), arg("dsum"), arg("dx"), arg("dweight"),
       arg("dbias"), arg("workspace"), arg("stream"), NoGil());

@@ -120,7 +120,7 @@ def _check_transformers(model: torch.nn.Module, directory: Path, say: Callable[[
         from transformers import ViTForImageClassification  # noqa: PLC0415
         from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
 
-        disable_progress_bar()
+        disable_progress_bar()  # type: ignore[no-untyped-call]
         theirs: Any = ViTForImageClassification.from_pretrained(directory)
     theirs.eval()
     x = torch.randn(16, 3, digits.SIZE, digits.SIZE, generator=torch.Generator().manual_seed(0))
