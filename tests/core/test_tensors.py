@@ -128,7 +128,9 @@ def test_bfloat16_of_numpy():
         _C.activation_forward(np.zeros(3, bfloat16), torch.zeros(3, dtype=torch.bfloat16), "silu", 0)
 
 
-@pytest.mark.parametrize("x", [3, 1.5, "abc", [1.0, 2.0], object(), torch.float32], ids=repr)
+@pytest.mark.parametrize(
+    "x", [3, 1.5, "abc", [1.0, 2.0], pytest.param(object(), id="object"), torch.float32], ids=repr
+)
 def test_things_that_are_no_tensors(x):
     with pytest.raises(TypeError, match=r"expected a tensor or an array, got"):
         _C.activation_forward(x, torch.zeros(3), "silu", 0)
