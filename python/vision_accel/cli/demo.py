@@ -18,7 +18,7 @@ class Demo:
 
     output: Path = Path("demo_output")
     """Folder for the images, the run, curves.png and predictions.png."""
-    epochs: float = 30
+    epochs: float = 50
     """Passes over the training images."""
     seed: int = 0
     """Seed of the weights, the order of images and their augmentation."""
