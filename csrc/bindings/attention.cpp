@@ -18,11 +18,11 @@ void register_attention(pybind11::module_& m) {
       arg("stream"), NoGil());
   m.def(
       "attention_backward",
-      [](T q, T k, T v, T key_padding, T y, T lse, T dy, T dq, T dk, T dv, bool causal, double scale,
+      [](T q, T k, T v, T key_padding, T y, T lse, T delta, T dy, T dq, T dk, T dv, bool causal, double scale,
          Stream stream) {
-        attention_backward({q, k, v, key_padding, y, lse, dy, dq, dk, dv, causal, scale}, stream);
+        attention_backward({q, k, v, key_padding, y, lse, delta, dy, dq, dk, dv, causal, scale}, stream);
       },
-      arg("q"), arg("k"), arg("v"), arg("key_padding"), arg("y"), arg("lse"), arg("dy"), arg("dq"), arg("dk"),
+      arg("q"), arg("k"), arg("v"), arg("key_padding"), arg("y"), arg("lse"), arg("delta"), arg("dy"), arg("dq"), arg("dk"),
       arg("dv"), arg("causal"), arg("scale"), arg("stream"), NoGil());
 }
 

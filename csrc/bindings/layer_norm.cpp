@@ -9,7 +9,9 @@ namespace va {
 void register_layer_norm(pybind11::module_& m) {
   using pybind11::arg;
   using T = const TensorView&;
-  m.attr("LAYER_NORM_PARTS") = kLayerNormParts;
+  m.def(
+      "layer_norm_parts", [](T x, int64_t rows) { return layer_norm_parts(x.device, rows); }, arg("x"),
+      arg("rows"));
   m.def(
       "layer_norm_forward",
       [](T x, T residual, T weight, T bias, T y, T sum, T mean, T rstd, double eps, Stream stream) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <type_traits>
 
+#include "core/build_info.h"
 #include "core/check.h"
 #include "core/cpu_features.h"
 #include "core/device.h"
@@ -54,21 +55,28 @@ void dispatch_isa(F&& f) {
   }
 }
 
-#ifdef VA_WITH_CUDA
-inline constexpr bool kWithCuda = true;
+// Whether the op whose .cpp includes this has CUDA kernels in this build; set by va_add_op. It differs from
+// file to file, so neither it nor runs_on_gpu may be shared between them: static, not inline.
+#ifdef VA_OP_HAS_CUDA
+static constexpr bool kOpHasCuda = true;
 #else
-inline constexpr bool kWithCuda = false;
+static constexpr bool kOpHasCuda = false;
 #endif
 
-// In a build without CUDA the cuda lambda is never instantiated, so it needs no stubs to link.
+// Where the kernels for a tensor on this device run. In a test build (VISION_ACCEL_SIMT) the CUDA
+// kernels can be run on CPU tensors by the emulator in tests/simt.
+[[maybe_unused]] static bool runs_on_gpu(Device device) {
+  return kOpHasCuda && (device.type == DeviceType::cuda || simt_mode());
+}
+
+// Where an op has no CUDA kernels the cuda lambda is never instantiated, so it needs no stubs to link.
 template <class Cpu, class Cuda>
 void dispatch_device(Device device, const char* op, Cpu&& cpu, Cuda&& cuda) {
-  if (device.type == DeviceType::cpu) return dispatch_isa(cpu);
-  if constexpr (kWithCuda) {
-    cuda();
-  } else {
-    fail(std::string(op) + ": the tensors are on a GPU, but this build of vision_accel has no CUDA");
+  if constexpr (kOpHasCuda) {
+    if (runs_on_gpu(device)) return cuda();
   }
+  if (device.type == DeviceType::cpu) return dispatch_isa(cpu);
+  fail(std::string(op) + ": the tensors are on a GPU, but vision_accel was " + cuda_status());
 }
 
 }  // namespace va

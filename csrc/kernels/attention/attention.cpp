@@ -59,6 +59,9 @@ void attention_forward(const AttentionForward& a, Stream stream) {
 
 void attention_backward(const AttentionBackward& a, Stream stream) {
   const Sizes n = check_inputs(a);
+  check_shape(a.delta, "attention: delta", {n.batch, n.heads, n.queries});
+  check_like(a.delta, "attention: delta", a.lse);
+  check_contiguous(a.delta, "attention: delta");
   check_heads(a.dy, "attention: dy", n.batch, n.queries, n, a.q);
   check_heads(a.dq, "attention: dq", n.batch, n.queries, n, a.q);
   check_heads(a.dk, "attention: dk", n.batch, n.keys, n, a.q);

@@ -33,6 +33,7 @@ struct AttentionBackward {
   TensorView key_padding;  // [B, M]        may be absent
   TensorView y;            // [B, N, H, D]
   TensorView lse;          // [B, H, N]
+  TensorView delta;        // [B, H, N]     workspace like lse, used on the GPU
   TensorView dy;           // [B, N, H, D]
   TensorView dq;           // [B, N, H, D]  out
   TensorView dk;           // [B, M, H, D]  out

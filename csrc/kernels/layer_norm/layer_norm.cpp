@@ -24,6 +24,14 @@ void check_vector(const TensorView& x, const char* what, int64_t n, DType dtype,
 
 }  // namespace
 
+int64_t layer_norm_parts(Device device, int64_t rows) {
+  constexpr int64_t kCpuParts = 16;
+  if constexpr (kOpHasCuda) {
+    if (runs_on_gpu(device)) return cuda::layer_norm_parts(rows);
+  }
+  return kCpuParts;
+}
+
 void layer_norm_forward(const LayerNormForward& a, Stream stream) {
   const auto [rows, dim] = a.x.shape<2>("layer_norm: x");
   const DType stats = statistics_dtype(a.x.dtype);
@@ -59,7 +67,7 @@ void layer_norm_backward(const LayerNormBackward& a, Stream stream) {
   check_vector(a.dweight, "layer_norm: dweight", dim, stats, a.dy);
   check_vector(a.dbias, "layer_norm: dbias", dim, stats, a.dy);
   if (a.dweight.defined() || a.dbias.defined()) {
-    check_shape(a.workspace, "layer_norm: workspace", {kLayerNormParts, 2, dim});
+    check_shape(a.workspace, "layer_norm: workspace", {layer_norm_parts(a.dy.device, rows), 2, dim});
     check_dtype(a.workspace, "layer_norm: workspace", {stats});
     check_contiguous(a.workspace, "layer_norm: workspace");
   }

@@ -29,11 +29,11 @@ struct LayerNormBackward {
   TensorView dx;         // [rows, dim]  out; the residual's gradient is the same
   TensorView dweight;    // [dim]        out, f32 (f64 for f64); may be absent
   TensorView dbias;      // [dim]        out, like dweight
-  TensorView workspace;  // [kLayerNormParts, 2, dim]  as dweight; needed when dweight or dbias is given
+  TensorView workspace;  // [layer_norm_parts, 2, dim]  as dweight; needed when dweight or dbias is given
 };
 
 // The row sums of dweight and dbias are cut into this many parts, whatever the number of threads.
-inline constexpr int64_t kLayerNormParts = 16;
+int64_t layer_norm_parts(Device device, int64_t rows);
 
 void layer_norm_forward(const LayerNormForward& args, Stream stream);
 void layer_norm_backward(const LayerNormBackward& args, Stream stream);
@@ -46,6 +46,7 @@ void layer_norm_backward(const LayerNormBackward& args);
 }  // namespace cpu
 
 namespace cuda {
+int64_t layer_norm_parts(int64_t rows);
 void layer_norm_forward(const LayerNormForward& args, Stream stream);
 void layer_norm_backward(const LayerNormBackward& args, Stream stream);
 }  // namespace cuda

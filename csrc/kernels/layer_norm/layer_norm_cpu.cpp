@@ -95,8 +95,8 @@ void backward(const LayerNormBackward& a) {
   }
   // Each part sums its rows into its own slice; the slices are then added in order.
   C* const work = a.workspace.ptr<C>();
-  const int64_t per_part = (rows + kLayerNormParts - 1) / kLayerNormParts;
-  parallel_for(kLayerNormParts, row_grain(dim) / (per_part + 1) + 1, [&](int64_t begin, int64_t end) {
+  const int64_t parts = a.workspace.sizes[0], per_part = (rows + parts - 1) / parts;
+  parallel_for(parts, row_grain(dim) / (per_part + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       C* const dweight = work + part * 2 * dim;
       C* const dbias = dweight + dim;
@@ -110,7 +110,7 @@ void backward(const LayerNormBackward& a) {
     if (!out.defined()) continue;
     for_lanes<C>(dim, [&](int64_t i, auto n) {
       Vec<C> total{};
-      for (int64_t part = 0; part < kLayerNormParts; ++part)
+      for (int64_t part = 0; part < parts; ++part)
         total += load_n(work + (part * 2 + which) * dim + i, n);
       store_n(out.ptr<C>() + i, total, n);
     });

@@ -90,6 +90,12 @@ def _grad_outputs(dy: Tensor, weight: Tensor | None, has_bias: bool) -> tuple[Te
     )
 
 
+def _grad_workspace(dy: Tensor) -> Tensor:
+    dim = dy.shape[-1]
+    parts = _C.layer_norm_parts(dy, dy.numel() // dim)
+    return dy.new_empty((parts, 2, dim), dtype=statistics_dtype(dy))
+
+
 def _grad_run(
     dy: Tensor,
     s: Tensor,
@@ -112,7 +118,7 @@ def _grad_run(
             dx,
             None if weight is None else dweight,
             dbias if has_bias else None,
-            dy.new_empty((_C.LAYER_NORM_PARTS, 2, dy.shape[-1]), dtype=mean.dtype) if sums else None,
+            _grad_workspace(dy) if sums else None,
             stream_of(dy),
         )
     else:

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA implementations of attention; attention_cuda.cu chooses.
+#pragma once
+#include "kernels/attention/attention.h"
+
+namespace va::cuda {
+
+// Tensor cores: T = Half or BFloat16, head dim <= kD and a multiple of 8, 16-byte aligned rows.
+template <class T, int kD>
+void attention_forward_mma(const AttentionForward& args, Stream stream);
+template <class T, int kD>
+void attention_backward_mma(const AttentionBackward& args, Stream stream);
+
+// Any dtype, head dim and alignment; one warp per row, without tensor cores.
+void attention_forward_loop(const AttentionForward& args, Stream stream);
+void attention_backward_loop(const AttentionBackward& args, Stream stream);
+
+}  // namespace va::cuda

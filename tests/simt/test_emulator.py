@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The emulator must see what it is there to see."""
+
+import pytest
+
+from vision_accel import _C
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(_C, "simt_selftest"), reason="this build has no VISION_ACCEL_SIMT"
+)
+
+
+def test_right_kernel_passes():
+    _C.simt_selftest("none")
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("missing barrier", "race: read of shared byte"),
+        ("overwrite while read", "race: "),
+        ("out of bounds", "shared memory access at byte"),
+        ("read before write", "read before it was written"),
+        ("unfinished copy", "read before it was written"),
+        ("divergent barrier", "deadlock"),
+        ("divergent shuffle", "deadlock"),
+        ("misaligned", "misaligned 16-byte access"),
+    ],
+)
+def test_mistakes_are_reported(mistake, message):
+    with pytest.raises(ValueError, match=message):
+        _C.simt_selftest(mistake)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our own CUDA kernels, run on the CPU by the emulator at small sizes, under the accuracy rule."""
+
+import pytest
+import torch
+
+from vision_accel import _C, ops
+from vision_accel.testing import reference
+from vision_accel.testing.compare import assert_accurate
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(_C, "set_simt_mode"), reason="this build has no VISION_ACCEL_SIMT"
+)
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def _simt():
+    _C.set_simt_mode(True)
+    yield
+    _C.set_simt_mode(False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 768), (2, 5, 33), (40, 16), (2, 2056), (1, 2048)], ids=str)
+@pytest.mark.parametrize("residual", [False, True])
+def test_layer_norm(shape, dtype, residual):
+    x, r = (torch.randn(shape).to(dtype) for _ in range(2))
+    w, b = (torch.randn(shape[-1]).to(dtype) for _ in range(2))
+    if residual:
+        ours = lambda x, w, b, r: ops.layer_norm(x, w, b, residual=r)  # noqa: E731
+        theirs = lambda x, w, b, r: reference.layer_norm(x, w, b, residual=r)  # noqa: E731
+        assert_accurate(ours, theirs, (x, w, b, r))
+    else:
+        assert_accurate(ops.layer_norm, reference.layer_norm, (x, w, b))
+
+
+def test_layer_norm_without_parameters_and_misaligned():
+    x = torch.randn(7, 65)[:, 1:]
+    assert_accurate(ops.layer_norm, reference.layer_norm, (x, None, None))
+
+
+def attention_case(n, m, dim, dtype, batch=1, heads=2):
+    return tuple(torch.randn(batch, t, heads, dim).to(dtype) for t in (n, m, m))
+
+
+def both(**options):
+    return (
+        lambda q, k, v: ops.attention(q, k, v, **options),
+        lambda q, k, v: reference.attention(q, k, v, **options),
+    )
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(
+    ("n", "m", "dim"),
+    [(50, 50, 64), (77, 77, 32), (17, 40, 80), (1, 33, 96), (9, 20, 128), (20, 100, 72), (70, 5, 64)],
+)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_attention_on_tensor_cores(n, m, dim, dtype, causal):
+    if causal and n > m:
+        n, m = m, n  # a query without keys is NaN in the reference
+    assert_accurate(*both(causal=causal), attention_case(n, m, dim, dtype))
+
+
+@pytest.mark.parametrize("n", [129, 197, 210])
+def test_attention_chunk_sizes(n):
+    assert_accurate(*both(), attention_case(n, n, 64, torch.bfloat16, heads=1), grads=n == 210)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize(("n", "m", "dim"), [(7, 9, 20), (5, 6, 160), (3, 4, 512)])
+def test_attention_without_tensor_cores(n, m, dim, dtype):
+    assert_accurate(*both(causal=True), attention_case(n, m, dim, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_attention_with_hidden_keys(dtype):
+    padding = torch.zeros(2, 21, dtype=torch.bool)
+    padding[0, 5:] = True
+    padding[1, ::3] = True
+    assert_accurate(*both(key_padding=padding), attention_case(10, 21, 64, dtype, batch=2, heads=1))
+
+
+def test_attention_query_without_keys_gives_zeros():
+    q, k, v = attention_case(6, 3, 64, torch.float16)
+    assert ops.attention(q, k, v, causal=True)[:, :3].abs().max() == 0
+
+
+def test_attention_packed():
+    qkv = torch.randn(2, 19, 3 * 2 * 32).half()
+    ours, theirs = (lambda x, f=f: f(x, 2) for f in (ops.attention_qkv, reference.attention_qkv))
+    assert_accurate(ours, theirs, (qkv,))
