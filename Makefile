@@ -16,7 +16,7 @@ INSTALL := $(PIP) install -c constraints.txt
 export PATH := $(BIN):$(PATH)
 
 CONFIG  := pyproject.toml constraints.txt
-CXX_SRC := $(shell find CMakeLists.txt cmake csrc -type f)
+CXX_SRC := $(shell find CMakeLists.txt cmake csrc tests/simt -type f -not -name '*.py*')
 # Modules are installed one by one: a new or removed one needs a new editable install.
 PY_LIST := $(shell find python -name '*.py' | sort | cksum | cut -d' ' -f1)
 BUILT   := $(VENV)/package-$(PY_LIST).stamp
@@ -38,7 +38,7 @@ lint: $(BUILT) $(VENV)/lint.stamp $(VENV)/test.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+	find csrc tests/simt -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/make_stubs.py --check
 	$(BIN)/python -m pytest -q tests/lint
@@ -64,10 +64,12 @@ $(VENV)/base.stamp: $(CONFIG)
 	@$(INSTALL) --group build
 	@touch $@
 
-# The package itself: editable, so Python edits are live; C++ edits rebuild what they touch.
+# The package itself: editable, so Python edits are live; C++ edits rebuild what they touch. Without CUDA, it
+# holds the CUDA kernels compiled for the emulator of tests/simt.
 $(BUILT): $(VENV)/base.stamp $(CXX_SRC)
 	@echo "building vision_accel"
 	@$(INSTALL) --no-build-isolation --config-settings=build-dir=build/develop \
+	  --config-settings=cmake.define.VISION_ACCEL_SIMT=ON \
 	  $(if $(wildcard $(VENV)/develop),--config-settings=editable.rebuild=true) --editable '.[train]'
 	@rm -f $(VENV)/package-*.stamp
 	@touch $@

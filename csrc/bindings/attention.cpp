@@ -22,8 +22,8 @@ void register_attention(pybind11::module_& m) {
          Stream stream) {
         attention_backward({q, k, v, key_padding, y, lse, delta, dy, dq, dk, dv, causal, scale}, stream);
       },
-      arg("q"), arg("k"), arg("v"), arg("key_padding"), arg("y"), arg("lse"), arg("delta"), arg("dy"), arg("dq"), arg("dk"),
-      arg("dv"), arg("causal"), arg("scale"), arg("stream"), NoGil());
+      arg("q"), arg("k"), arg("v"), arg("key_padding"), arg("y"), arg("lse"), arg("delta"), arg("dy"),
+      arg("dq"), arg("dk"), arg("dv"), arg("causal"), arg("scale"), arg("stream"), NoGil());
 }
 
 }  // namespace va

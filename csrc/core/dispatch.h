@@ -76,7 +76,9 @@ void dispatch_device(Device device, const char* op, Cpu&& cpu, Cuda&& cuda) {
     if (runs_on_gpu(device)) return cuda();
   }
   if (device.type == DeviceType::cpu) return dispatch_isa(cpu);
-  fail(std::string(op) + ": the tensors are on a GPU, but vision_accel was " + cuda_status());
+  const bool built = std::string(cuda_status()).rfind("built with CUDA", 0) == 0;
+  fail(std::string(op) + ": the tensors are on a GPU, but " +
+       (built ? "this op has no CUDA kernel yet" : std::string("vision_accel was ") + cuda_status()));
 }
 
 }  // namespace va

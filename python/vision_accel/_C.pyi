@@ -11,7 +11,6 @@ import torch
 Tensor: typing.TypeAlias = torch.Tensor | np.ndarray[typing.Any, typing.Any]
 
 __all__: list[str] = [
-    "LAYER_NORM_PARTS",
     "LINEAR_PARTS",
     "activation_backward",
     "activation_forward",
@@ -28,6 +27,7 @@ __all__: list[str] = [
     "grad_norm",
     "layer_norm_backward",
     "layer_norm_forward",
+    "layer_norm_parts",
     "linear_backward",
     "linear_fingerprint",
     "linear_forward",
@@ -71,6 +71,7 @@ def attention_backward(
     key_padding: Tensor | None,
     y: Tensor | None,
     lse: Tensor | None,
+    delta: Tensor | None,
     dy: Tensor | None,
     dq: Tensor | None,
     dk: Tensor | None,
@@ -142,6 +143,7 @@ def layer_norm_forward(
     eps: float,
     stream: int,
 ) -> None: ...
+def layer_norm_parts(x: Tensor | None, rows: int) -> int: ...
 def linear_backward(
     dy: Tensor | None,
     x: Tensor | None,
@@ -203,10 +205,13 @@ def resample_workspace(
     threads: int,
 ) -> int: ...
 def set_isa(name: str) -> None: ...
-def set_own_threads(n: int) -> None: ...
+def set_own_threads(n: int) -> None:
+    ...
+    ...
+    ...
+
 def threading_backend() -> str: ...
 def unpatchify(patches: Tensor | None, x: Tensor | None, patch_h: int, patch_w: int, stream: int) -> None: ...
 def version() -> str: ...
 
-LAYER_NORM_PARTS: int = 16
 LINEAR_PARTS: int = 16

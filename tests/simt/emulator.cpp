@@ -43,8 +43,8 @@ struct Thread {
   std::unique_ptr<char[]> stack;
   Position position;
   bool done = false;
-  std::vector<Copy> open_copies;              // issued, not yet committed
-  std::deque<std::vector<Copy>> groups;       // committed, not yet waited for
+  std::vector<Copy> open_copies;         // issued, not yet committed
+  std::deque<std::vector<Copy>> groups;  // committed, not yet waited for
 };
 
 struct Warp {
@@ -131,7 +131,8 @@ void run_block(Grid grid, int bx, int by, int bz, int threads, int shared_size,
     }
     if (b.progress == before && b.finished < threads && !b.error) {
       block = nullptr;
-      throw Error("simt: deadlock: some threads wait at a barrier or warp collective that others never reach");
+      throw Error(
+          "simt: deadlock: some threads wait at a barrier or warp collective that others never reach");
     }
   }
   block = nullptr;
@@ -193,7 +194,8 @@ void note_read(int64_t offset, int bytes) {
   const int warp = block->running->position.thread / kWarp;
   for (int64_t i = offset / 4; i <= (offset + bytes - 1) / 4; ++i) {
     Word& w = block->words[static_cast<size_t>(i)];
-    if (!w.written) throw Error("simt: shared memory read before it was written, byte " + std::to_string(offset) + where());
+    if (!w.written)
+      throw Error("simt: shared memory read before it was written, byte " + std::to_string(offset) + where());
     if (w.write_epoch == block->epoch && w.writer_warp != warp) {
       throw Error("simt: race: read of shared byte " + std::to_string(offset) +
                   " written by another warp since the last barrier" + where());
@@ -225,7 +227,8 @@ void note_write(int64_t offset, int bytes) {
 }
 
 void check_aligned16(const void* p) {
-  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) throw Error("simt: misaligned 16-byte access to global memory" + where());
+  if (reinterpret_cast<uintptr_t>(p) % 16 != 0)
+    throw Error("simt: misaligned 16-byte access to global memory" + where());
 }
 void check_aligned16(int64_t offset) {
   if (offset % 16 != 0) throw Error("simt: misaligned 16-byte access to shared memory" + where());
@@ -235,7 +238,8 @@ void copy_async_bytes(int64_t to, const void* from, bool valid) {
   Copy c{to, {}};
   if (valid) std::memcpy(c.bytes, from, 16);
   shared_bytes(to, 16);
-  for (int64_t i = to / 4; i < to / 4 + 4; ++i) block->words[static_cast<size_t>(i)].written = false;  // until waited for
+  for (int64_t i = to / 4; i < to / 4 + 4; ++i)
+    block->words[static_cast<size_t>(i)].written = false;  // until waited for
   block->running->open_copies.push_back(c);
 }
 
@@ -268,7 +272,9 @@ void read_matrices_at(uint32_t (&r)[4], int64_t row_offset, bool transpose) {
     for (int lane = 0; lane < kWarp; ++lane) {
       auto* const r = static_cast<uint32_t*>(out[lane]);
       for (int m = 0; m < 4; ++m) {
-        const auto at = [&](int i, int j) -> uint32_t { return static_cast<const In*>(in[m * 8 + i])->row[j]; };
+        const auto at = [&](int i, int j) -> uint32_t {
+          return static_cast<const In*>(in[m * 8 + i])->row[j];
+        };
         const int i = lane / 4, j = 2 * (lane % 4);
         const bool t = static_cast<const In*>(in[lane])->transpose;
         r[m] = t ? at(j, i) | at(j + 1, i) << 16 : at(i, j) | at(i, j + 1) << 16;
@@ -277,7 +283,8 @@ void read_matrices_at(uint32_t (&r)[4], int64_t row_offset, bool transpose) {
   });
 }
 
-void mma_16x8x16_any(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (*convert)(uint16_t)) {
+void mma_16x8x16_any(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                     float (*convert)(uint16_t)) {
   struct In {
     uint32_t a[4], b[2];
     float (*convert)(uint16_t);
@@ -291,7 +298,8 @@ void mma_16x8x16_any(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
     for (int lane = 0; lane < kWarp; ++lane) {
       const int g = lane / 4, t = lane % 4;
       for (int h = 0; h < 2; ++h) {
-        for (int q = 0; q < 4; ++q) A[g + 8 * (q % 2)][2 * t + h + 8 * (q / 2)] = half_of(lane, lane_in(lane)->a[q], h);
+        for (int q = 0; q < 4; ++q)
+          A[g + 8 * (q % 2)][2 * t + h + 8 * (q / 2)] = half_of(lane, lane_in(lane)->a[q], h);
         for (int q = 0; q < 2; ++q) B[2 * t + h + 8 * q][g] = half_of(lane, lane_in(lane)->b[q], h);
       }
     }

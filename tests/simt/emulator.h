@@ -127,7 +127,8 @@ void read_matrices(uint32_t (&r)[4], Shared<T> row) {
   read_matrices_at(r, row.offset(), kTranspose);
 }
 
-void mma_16x8x16_any(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (*convert)(uint16_t));
+void mma_16x8x16_any(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                     float (*convert)(uint16_t));
 template <class T>
 void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   mma_16x8x16_any(d, a, b0, b1, std::is_same_v<T, Half> ? &half_to_float : &bfloat16_to_float);

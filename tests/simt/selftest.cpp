@@ -49,11 +49,18 @@ void selftest(const std::string& mistake) {
     return run([] { (void)static_cast<float>(shared_memory<float>(0)[0]); }, 256);
   if (mistake == "unfinished copy") return run([] { unfinished_copy(); }, 1024);
   if (mistake == "divergent barrier")
-    return run([] { if (thread_index() < 32) sync_block(); }, 256);
+    return run(
+        [] {
+          if (thread_index() < 32) sync_block();
+        },
+        256);
   if (mistake == "divergent shuffle")
-    return run([] { if (lane_index() < 16) (void)shuffle(1, 0); }, 256);
-  if (mistake == "misaligned")
-    return run([] { store16(shared_memory<float>(4), Pack<float>{}); }, 256);
+    return run(
+        [] {
+          if (lane_index() < 16) (void)shuffle(1, 0);
+        },
+        256);
+  if (mistake == "misaligned") return run([] { store16(shared_memory<float>(4), Pack<float>{}); }, 256);
   fail("selftest: unknown mistake " + mistake);
 }
 

@@ -4,9 +4,8 @@
 // the probabilities from the log-sum-exp of the forward pass. With P = exp(scale Q K^T - lse),
 // dP = dO V^T and delta = rowsum(dO * O):
 //   dS = scale P (dP - delta);  dQ = dS K;  dK = dS^T Q;  dV = P^T dO.
-#include "kernels/attention/attention_mma.cuh"
-
 #include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/attention_mma.cuh"
 
 namespace va {
 namespace {
@@ -27,7 +26,8 @@ struct BackwardParams {
 
 // delta = rowsum(dO * O), one warp per row.
 template <class T>
-VA_KERNEL(kThreads) delta_kernel(BackwardParams<T> p) {
+VA_KERNEL(kThreads)
+delta_kernel(BackwardParams<T> p) {
   const int i = block_y() * kWarps + warp_index();
   const int b = block_x() / p.heads, h = block_x() % p.heads;
   float sum = 0;
@@ -42,7 +42,8 @@ VA_KERNEL(kThreads) delta_kernel(BackwardParams<T> p) {
 
 // A block owns 64 queries of one head.
 template <class T, int kD, int kKeys>
-VA_KERNEL(kThreads) dq_kernel(BackwardParams<T> p) {
+VA_KERNEL(kThreads)
+dq_kernel(BackwardParams<T> p) {
   using TileT = Tile<T, kD>;
   TileT k_tile{shared_memory<T>(0)}, v_tile{shared_memory<T>(TileT::bytes(kKeys))};
   const int g = lane_index() / 4, t = lane_index() % 4;
@@ -90,7 +91,8 @@ VA_KERNEL(kThreads) dq_kernel(BackwardParams<T> p) {
 
 // A block owns 64 keys of one head; S and dP are computed transposed, keys as rows.
 template <class T, int kD, int kQueries>
-VA_KERNEL(kThreads) dkv_kernel(BackwardParams<T> p) {
+VA_KERNEL(kThreads)
+dkv_kernel(BackwardParams<T> p) {
   using TileT = Tile<T, kD>;
   constexpr int kTileBytes = TileT::bytes(kQueries);
   TileT q_tile{shared_memory<T>(0)}, dy_tile{shared_memory<T>(kTileBytes)};
@@ -125,8 +127,9 @@ VA_KERNEL(kThreads) dkv_kernel(BackwardParams<T> p) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int column = n * 8 + 2 * t + e % 2;
-        const float prob =
-            p.mask.sees(b, query0 + column, first + g + e / 2 * 8) ? fast_exp2(s[n][e] * (p.scale * kLog2e) - static_cast<float>(lse2[column])) : 0.0f;
+        const float prob = p.mask.sees(b, query0 + column, first + g + e / 2 * 8)
+                               ? fast_exp2(s[n][e] * (p.scale * kLog2e) - static_cast<float>(lse2[column]))
+                               : 0.0f;
         s[n][e] = prob;
         dp[n][e] = prob * (dp[n][e] - static_cast<float>(delta[column]));
       }
@@ -169,8 +172,8 @@ void cuda::attention_backward_mma(const AttentionBackward& a, Stream stream) {
   constexpr int kBytes = 2 * Tile<T, kD>::bytes(kTile);
   const auto items = static_cast<unsigned>(a.q.sizes[0] * a.q.sizes[2]);
   launch("attention", delta_kernel<T>, {items, blocks_for(p.queries, kWarps)}, kThreads, 0, stream, p);
-  launch("attention", dq_kernel<T, kD, kTile>, {items, blocks_for(p.queries, kRowsPerBlock)}, kThreads, kBytes,
-         stream, p);
+  launch("attention", dq_kernel<T, kD, kTile>, {items, blocks_for(p.queries, kRowsPerBlock)}, kThreads,
+         kBytes, stream, p);
   launch("attention", dkv_kernel<T, kD, kTile>, {items, blocks_for(p.keys, kRowsPerBlock)}, kThreads,
          kBytes + 2 * kTile * static_cast<int>(sizeof(float)), stream, p);
 }

@@ -52,9 +52,9 @@ void cuda::attention_forward(const AttentionForward& a, Stream stream) {
 }
 
 void cuda::attention_backward(const AttentionBackward& a, Stream stream) {
-  const bool done = with_tensor_cores({&a.q, &a.k, &a.v, &a.y, &a.dy, &a.dq, &a.dk, &a.dv}, [&](auto type, auto dim) {
-    attention_backward_mma<decltype(type), dim()>(a, stream);
-  });
+  const bool done = with_tensor_cores(
+      {&a.q, &a.k, &a.v, &a.y, &a.dy, &a.dq, &a.dk, &a.dv},
+      [&](auto type, auto dim) { attention_backward_mma<decltype(type), dim()>(a, stream); });
   if (!done) attention_backward_loop(a, stream);
 }
 

@@ -3,12 +3,11 @@
 // K and V are held in shared memory kKeys rows at a time. For the short sequences of vision models kKeys
 // covers them whole: they are read once, the softmax needs a single pass, and the scores of 16 queries stay
 // in registers. Longer sequences go through the same code chunk by chunk with an online softmax.
-#include "kernels/attention/attention_mma.cuh"
-
 #include <algorithm>
 #include <cmath>
 
 #include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/attention_mma.cuh"
 
 namespace va {
 namespace {
@@ -28,7 +27,8 @@ struct ForwardParams {
 };
 
 template <class T, int kD, int kKeys>
-VA_KERNEL(kThreads) forward_kernel(ForwardParams<T> p) {
+VA_KERNEL(kThreads)
+forward_kernel(ForwardParams<T> p) {
   using TileT = Tile<T, kD>;
   TileT k_tile{shared_memory<T>(0)}, v_tile{shared_memory<T>(TileT::bytes(kKeys))};
   const int g = lane_index() / 4, t = lane_index() % 4;
@@ -61,13 +61,15 @@ VA_KERNEL(kThreads) forward_kernel(ForwardParams<T> p) {
         float s[kKeys / 8][4] = {};
         multiply_transposed<kKeys>(s, q, k_tile);
         // Mask, and the maximum of each row.
-        const int limit[2] = {p.mask.limit(first + g) - key0 - 2 * t, p.mask.limit(first + g + 8) - key0 - 2 * t};
+        const int limit[2] = {p.mask.limit(first + g) - key0 - 2 * t,
+                              p.mask.limit(first + g + 8) - key0 - 2 * t};
         float new_max[2] = {row_max[0], row_max[1]};
 #pragma unroll
         for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            if (n * 8 + e % 2 >= limit[e / 2] || p.mask.hides(b, key0 + n * 8 + 2 * t + e % 2)) s[n][e] = -INFINITY;
+            if (n * 8 + e % 2 >= limit[e / 2] || p.mask.hides(b, key0 + n * 8 + 2 * t + e % 2))
+              s[n][e] = -INFINITY;
             new_max[e / 2] = fmaxf(new_max[e / 2], s[n][e]);
           }
         float offset[2];
@@ -117,7 +119,8 @@ template <class T, int kD, int kKeys>
 void run(const ForwardParams<T>& p, Stream stream) {
   constexpr int kBytes = 2 * Tile<T, kD>::bytes(kKeys);
   const int blocks = std::min(p.items, 4 * multiprocessors());
-  launch("attention", forward_kernel<T, kD, kKeys>, {static_cast<unsigned>(blocks)}, kThreads, kBytes, stream, p);
+  launch("attention", forward_kernel<T, kD, kKeys>, {static_cast<unsigned>(blocks)}, kThreads, kBytes, stream,
+         p);
 }
 
 }  // namespace

@@ -68,7 +68,8 @@ VA_DEVICE void add_row(C (&x)[kMaxPerLane], C factor, const T* p, int dim) {
 }
 
 template <class T>
-VA_KERNEL(kThreads) forward_loop_kernel(LoopParams<T> p) {
+VA_KERNEL(kThreads)
+forward_loop_kernel(LoopParams<T> p) {
   using C = compute_t<T>;
   const int b = block_x() / p.heads, h = block_x() % p.heads;
   const int i = block_y() * kWarps + warp_index();
@@ -91,12 +92,15 @@ VA_KERNEL(kThreads) forward_loop_kernel(LoopParams<T> p) {
     add_row<T>(o, prob, p.v.row(b, h, j), p.dim);
   }
   store_row<T>(p.out0.row(b, h, i), o, sum == C(0) ? C(0) : C(1) / sum, p.dim);
-  if (lane_index() == 0) p.lse[static_cast<int64_t>(block_x()) * p.queries + i] = sum == C(0) ? C(INFINITY) : highest + log_of(sum);
+  if (lane_index() == 0)
+    p.lse[static_cast<int64_t>(block_x()) * p.queries + i] =
+        sum == C(0) ? C(INFINITY) : highest + log_of(sum);
 }
 
 // dq and delta, one warp per query.
 template <class T>
-VA_KERNEL(kThreads) dq_loop_kernel(LoopParams<T> p) {
+VA_KERNEL(kThreads)
+dq_loop_kernel(LoopParams<T> p) {
   using C = compute_t<T>;
   const int b = block_x() / p.heads, h = block_x() % p.heads;
   const int i = block_y() * kWarps + warp_index();
@@ -104,7 +108,8 @@ VA_KERNEL(kThreads) dq_loop_kernel(LoopParams<T> p) {
   C q[kMaxPerLane], dy[kMaxPerLane], dq[kMaxPerLane] = {};
   load_row<T>(q, p.q.row(b, h, i), p.dim);
   load_row<T>(dy, p.dy.row(b, h, i), p.dim);
-  const C delta = dot_row<T>(dy, p.y.row(b, h, i), p.dim), lse = p.lse[static_cast<int64_t>(block_x()) * p.queries + i];
+  const C delta = dot_row<T>(dy, p.y.row(b, h, i), p.dim),
+          lse = p.lse[static_cast<int64_t>(block_x()) * p.queries + i];
   if (lane_index() == 0) p.delta[static_cast<int64_t>(block_x()) * p.queries + i] = delta;
   for (int j = 0; j < p.keys; ++j) {
     if (!p.mask.sees(b, i, j)) continue;
@@ -117,7 +122,8 @@ VA_KERNEL(kThreads) dq_loop_kernel(LoopParams<T> p) {
 
 // dk and dv, one warp per key.
 template <class T>
-VA_KERNEL(kThreads) dkv_loop_kernel(LoopParams<T> p) {
+VA_KERNEL(kThreads)
+dkv_loop_kernel(LoopParams<T> p) {
   using C = compute_t<T>;
   const int b = block_x() / p.heads, h = block_x() % p.heads;
   const int j = block_y() * kWarps + warp_index();
@@ -138,7 +144,8 @@ VA_KERNEL(kThreads) dkv_loop_kernel(LoopParams<T> p) {
 }
 
 Dim3 grid_for(int64_t rows, const TensorView& q) {
-  return {static_cast<unsigned>(q.sizes[0] * q.sizes[2]), static_cast<unsigned>((rows + kWarps - 1) / kWarps)};
+  return {static_cast<unsigned>(q.sizes[0] * q.sizes[2]),
+          static_cast<unsigned>((rows + kWarps - 1) / kWarps)};
 }
 
 }  // namespace

@@ -87,7 +87,8 @@ struct RowsOperand {
 
 // acc[kN / 8] += A (16 x kD) times X^T, X = rows first .. first + kN - 1 of a tile.
 template <int kN, class T, int kD>
-VA_DEVICE void multiply_transposed(float (&acc)[kN / 8][4], const RowsOperand<T, kD>& a, const Tile<T, kD>& x) {
+VA_DEVICE void multiply_transposed(float (&acc)[kN / 8][4], const RowsOperand<T, kD>& a,
+                                   const Tile<T, kD>& x) {
 #pragma unroll
   for (int k = 0; k < kD / 16; ++k)
 #pragma unroll
@@ -105,7 +106,8 @@ VA_DEVICE void multiply(float (&acc)[kD / 8][4], const float (&p)[kN / 8][4], co
 #pragma unroll
   for (int k = 0; k < kN / 16; ++k) {
     const uint32_t a[4] = {pack2<T>(p[2 * k][0], p[2 * k][1]), pack2<T>(p[2 * k][2], p[2 * k][3]),
-                           pack2<T>(p[2 * k + 1][0], p[2 * k + 1][1]), pack2<T>(p[2 * k + 1][2], p[2 * k + 1][3])};
+                           pack2<T>(p[2 * k + 1][0], p[2 * k + 1][1]),
+                           pack2<T>(p[2 * k + 1][2], p[2 * k + 1][3])};
 #pragma unroll
     for (int n = 0; n < kD / 16; ++n) {
       uint32_t b[4];
@@ -118,8 +120,8 @@ VA_DEVICE void multiply(float (&acc)[kD / 8][4], const float (&p)[kN / 8][4], co
 
 // Stores 16 x kD accumulators, scaled per row half, into rows first .. of a [B, N, H, D] output.
 template <class T, int kD>
-VA_DEVICE void store_rows(const float (&acc)[kD / 8][4], const float (&factor)[2], const Heads<T>& to, int b, int h,
-                          int first, int rows, int dim) {
+VA_DEVICE void store_rows(const float (&acc)[kD / 8][4], const float (&factor)[2], const Heads<T>& to, int b,
+                          int h, int first, int rows, int dim) {
   const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {

@@ -67,18 +67,24 @@ VA_DEVICE float to_float(Half h) { return emulator::half_to_float(h.bits); }
 VA_DEVICE float to_float(BFloat16 b) { return emulator::bfloat16_to_float(b.bits); }
 template <class T>
 VA_DEVICE T from_float(compute_t<T> x) {
-  if constexpr (std::is_same_v<T, Half>) return Half{emulator::float_to_half(x)};
-  else if constexpr (std::is_same_v<T, BFloat16>) return BFloat16{emulator::float_to_bfloat16(x)};
-  else return static_cast<T>(x);
+  if constexpr (std::is_same_v<T, Half>)
+    return Half{emulator::float_to_half(x)};
+  else if constexpr (std::is_same_v<T, BFloat16>)
+    return BFloat16{emulator::float_to_bfloat16(x)};
+  else
+    return static_cast<T>(x);
 }
 #else
 VA_DEVICE float to_float(Half h) { return __half2float(__ushort_as_half(h.bits)); }
 VA_DEVICE float to_float(BFloat16 b) { return __uint_as_float(static_cast<unsigned>(b.bits) << 16); }
 template <class T>
 VA_DEVICE T from_float(compute_t<T> x) {
-  if constexpr (std::is_same_v<T, Half>) return Half{__half_as_ushort(__float2half_rn(x))};
-  else if constexpr (std::is_same_v<T, BFloat16>) return BFloat16{__bfloat16_as_ushort(__float2bfloat16_rn(x))};
-  else return static_cast<T>(x);
+  if constexpr (std::is_same_v<T, Half>)
+    return Half{__half_as_ushort(__float2half_rn(x))};
+  else if constexpr (std::is_same_v<T, BFloat16>)
+    return BFloat16{__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+  else
+    return static_cast<T>(x);
 }
 #endif
 VA_DEVICE float to_float(float x) { return x; }
@@ -87,7 +93,8 @@ VA_DEVICE double to_float(double x) { return x; }
 // Two 16-bit values in one 32-bit register, the first in the low half.
 template <class T>
 VA_DEVICE uint32_t pack2(float lo, float hi) {
-  return static_cast<uint32_t>(from_float<T>(lo).bits) | (static_cast<uint32_t>(from_float<T>(hi).bits) << 16);
+  return static_cast<uint32_t>(from_float<T>(lo).bits) |
+         (static_cast<uint32_t>(from_float<T>(hi).bits) << 16);
 }
 
 // --- global memory, 16 bytes a thread -------------------------------------------------------------------
@@ -130,7 +137,9 @@ VA_DEVICE Shared<T> shared_memory(int byte_offset) {
   extern __shared__ __align__(128) unsigned char va_shared_memory[];
   return reinterpret_cast<T*>(va_shared_memory + byte_offset);
 }
-VA_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+VA_DEVICE uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
 #endif
 
 // --- barriers and warp collectives ----------------------------------------------------------------------
@@ -193,7 +202,8 @@ VA_DEVICE void copy16_async(Shared<T> to, const T* from, bool valid) {
   emulator::copy_async(to, from, valid);
 #else
   const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(bytes));
 #endif
 }
 VA_DEVICE void commit_copies() {
@@ -225,11 +235,13 @@ VA_DEVICE void load_matrices(uint32_t (&r)[4], Shared<T> row) {
   if constexpr (kTranspose) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row)) : "memory");
+                 : "r"(shared_address(row))
+                 : "memory");
   } else {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row)) : "memory");
+                 : "r"(shared_address(row))
+                 : "memory");
   }
 #endif
 }
@@ -244,19 +256,22 @@ VA_DEVICE void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, u
 #else
   if constexpr (std::is_same_v<T, Half>) {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
 #endif
 }
 
-// --- special functions --------------------------------------------------------------------------------------
+// --- special functions
+// --------------------------------------------------------------------------------------
 VA_DEVICE float fast_exp2(float x) {
 #ifdef VA_SIMT
   return std::exp2(x);
@@ -275,7 +290,8 @@ VA_DEVICE float rsqrt_of(float x) {
 }
 VA_DEVICE double rsqrt_of(double x) { return 1.0 / sqrt(x); }
 
-// --- launch ---------------------------------------------------------------------------------------------------
+// --- launch
+// ---------------------------------------------------------------------------------------------------
 #ifndef VA_SIMT
 inline void cuda_check(cudaError_t e, const char* what) {
   if (e != cudaSuccess) fail(std::string(what) + ": " + cudaGetErrorString(e));
@@ -296,7 +312,8 @@ void launch(const char* what, Kernel kernel, Dim3 grid, int threads, int shared_
   if (shared_bytes > kWithoutOptIn) {
     cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), what);
   }
-  kernel<<<dim3(grid.x, grid.y, grid.z), threads, shared_bytes, reinterpret_cast<cudaStream_t>(stream)>>>(args...);
+  kernel<<<dim3(grid.x, grid.y, grid.z), threads, shared_bytes, reinterpret_cast<cudaStream_t>(stream)>>>(
+      args...);
   cuda_check(cudaGetLastError(), what);
 #endif
 }

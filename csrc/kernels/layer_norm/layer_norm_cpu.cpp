@@ -110,8 +110,7 @@ void backward(const LayerNormBackward& a) {
     if (!out.defined()) continue;
     for_lanes<C>(dim, [&](int64_t i, auto n) {
       Vec<C> total{};
-      for (int64_t part = 0; part < parts; ++part)
-        total += load_n(work + (part * 2 + which) * dim + i, n);
+      for (int64_t part = 0; part < parts; ++part) total += load_n(work + (part * 2 + which) * dim + i, n);
       store_n(out.ptr<C>() + i, total, n);
     });
   }

@@ -92,7 +92,8 @@ struct ForwardParams {
 
 // One warp per row, the row in registers.
 template <class T, int kPacks>
-VA_KERNEL(kThreads) forward_kernel(ForwardParams<T> p) {
+VA_KERNEL(kThreads)
+forward_kernel(ForwardParams<T> p) {
   using C = compute_t<T>;
   using R = Row<T, kWarp, kPacks>;
   const int lane = lane_index();
@@ -138,7 +139,8 @@ VA_KERNEL(kThreads) forward_kernel(ForwardParams<T> p) {
 
 // Any dim and alignment: one block per row, which is read again for each step.
 template <class T>
-VA_KERNEL(kThreads) forward_loop_kernel(ForwardParams<T> p) {
+VA_KERNEL(kThreads)
+forward_loop_kernel(ForwardParams<T> p) {
   using C = compute_t<T>;
   Shared<C> scratch = shared_memory<C>(0);
   const int me = thread_index();
@@ -185,7 +187,8 @@ struct BackwardParams {
 // One block per part of the rows; the block's threads share each row, so that every thread keeps the
 // parameter gradients of its own columns in registers.
 template <class T, int kPacks>
-VA_KERNEL(kThreads) backward_kernel(BackwardParams<T> p) {
+VA_KERNEL(kThreads)
+backward_kernel(BackwardParams<T> p) {
   using C = compute_t<T>;
   using R = Row<T, kThreads, kPacks>;
   Shared<C> scratch = shared_memory<C>(0);
@@ -246,7 +249,8 @@ VA_KERNEL(kThreads) backward_kernel(BackwardParams<T> p) {
 
 // Any dim and alignment; the parameter gradients of a part grow in the workspace itself.
 template <class T>
-VA_KERNEL(kThreads) backward_loop_kernel(BackwardParams<T> p) {
+VA_KERNEL(kThreads)
+backward_loop_kernel(BackwardParams<T> p) {
   using C = compute_t<T>;
   Shared<C> scratch = shared_memory<C>(0);
   const int me = thread_index();
@@ -281,7 +285,8 @@ VA_KERNEL(kThreads) backward_loop_kernel(BackwardParams<T> p) {
 
 // Adds the parts in order: out[column] = sum of workspace[part][which][column].
 template <class C>
-VA_KERNEL(kThreads) reduce_parts_kernel(const C* workspace, C* dweight, C* dbias, int parts, int dim) {
+VA_KERNEL(kThreads)
+reduce_parts_kernel(const C* workspace, C* dweight, C* dbias, int parts, int dim) {
   const int column = block_x() * kThreads + thread_index();
   if (column < dim) {
     C w = 0, b = 0;
@@ -369,17 +374,10 @@ void cuda::layer_norm_backward(const LayerNormBackward& a, Stream stream) {
   dispatch_float(a.dy.dtype, "layer_norm: dy", [&](auto t) {
     using T = typename decltype(t)::type;
     using C = compute_t<T>;
-    const BackwardParams<T> p{rows_of<const T>(a.dy),
-                              rows_of<const T>(a.s),
-                              rows_of<const T>(a.dsum),
-                              a.weight.ptr<const T>(),
-                              a.mean.ptr<const C>(),
-                              a.rstd.ptr<const C>(),
-                              rows_of<T>(a.dx),
-                              a.workspace.ptr<C>(),
-                              rows,
-                              (rows + parts - 1) / parts,
-                              static_cast<int>(dim)};
+    const BackwardParams<T> p{rows_of<const T>(a.dy),     rows_of<const T>(a.s), rows_of<const T>(a.dsum),
+                              a.weight.ptr<const T>(),    a.mean.ptr<const C>(), a.rstd.ptr<const C>(),
+                              rows_of<T>(a.dx),           a.workspace.ptr<C>(),  rows,
+                              (rows + parts - 1) / parts, static_cast<int>(dim)};
     const auto blocks = static_cast<unsigned>(parts);
     dispatch_packs<T, kThreads>(dim, aligned, [&](auto packs) {
       if constexpr (packs() > 0) {

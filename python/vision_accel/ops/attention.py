@@ -137,9 +137,7 @@ def _grads_into(
     q, k, v, dy = (_last_axis_dense(x) for x in (q, k, v, dy))
     dy, y = dy.view(q.shape), y.view(q.shape)
     delta = torch.empty_like(lse)
-    _C.attention_backward(
-        q, k, v, key_padding, y, lse, delta, dy, dq, dk, dv, causal, scale, stream_of(q)
-    )
+    _C.attention_backward(q, k, v, key_padding, y, lse, delta, dy, dq, dk, dv, causal, scale, stream_of(q))
 
 
 def _grad_outputs(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
