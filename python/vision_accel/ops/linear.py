@@ -82,6 +82,11 @@ def _part(v: Tensor | None, begin: int, end: int) -> Tensor | None:
     return v if v is None or (begin == 0 and end == v.shape[0]) else v[begin:end]
 
 
+def _matrix(weight: Tensor, begin: int, end: int) -> Tensor:
+    part = weight if begin == 0 and end == weight.shape[0] else weight[begin:end]
+    return part if part.ndim == 2 else part.flatten(1)
+
+
 def _run(
     x: Tensor,
     weight: Tensor,
@@ -102,7 +107,7 @@ def _run(
         packed = _pack_cache.packed_weight(weight)
     _C.linear_forward(
         dense_rows(x),
-        weight[begin:end].flatten(1) if packed is None else None,
+        _matrix(weight, begin, end) if packed is None else None,
         packed,
         _part(bias, begin, end),
         None if residual is None else dense_rows(residual),
@@ -172,7 +177,7 @@ def _grad_run(
     _C.linear_backward(
         dy,
         None if dweight is None or x is None else dense_rows(x),
-        None if weight is None else weight[begin:end].flatten(1),
+        None if weight is None else _matrix(weight, begin, end),
         z,
         _part(scale, begin, end),
         None if keeps_dy else torch.empty_like(dy, dtype=dtype, memory_format=torch.contiguous_format),
