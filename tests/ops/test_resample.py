@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything here is compared with ==: the op must equal Pillow and numpy bit for bit."""
 
+import ctypes
+import mmap
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -123,13 +127,24 @@ def test_strided_sources(isa):
         assert np.array_equal(ops.resample(view, (33, 29)), expected), name
 
 
-def test_reads_nothing_beyond_the_last_pixel():
-    """The last pixel of a 4-byte row may have 3 bytes only."""
+@pytest.mark.skipif(sys.platform != "linux", reason="protects a page through libc")
+def test_reads_nothing_beyond_the_last_pixel(isa):
+    """The image ends where readable memory does; the last pixel of a 4-byte row has 3 bytes only."""
+    libc, page = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
+    memory = mmap.mmap(-1, 64 * page)
+    readable = np.frombuffer(memory, np.uint8)[: 63 * page]
+    assert libc.mprotect(ctypes.c_void_p(readable.ctypes.data + 63 * page), page, 0) == 0
     rng = np.random.default_rng(0)
-    flat = rng.integers(0, 256, 20 * 4 * 10 - 1, dtype=np.uint8)
-    view = np.lib.stride_tricks.as_strided(flat, (10, 20, 3), (80, 4, 1))
-    for size in ((5, 9), (3, 40), (10, 20)):
-        assert np.array_equal(ops.resample(view, size), reference.resample(view, size))
+    readable[:] = rng.integers(0, 256, readable.size, dtype=np.uint8)
+    for _ in range(60):
+        h, w, new_h, new_w = (int(n) for n in rng.integers(1, 90, 4))
+        channels = int(rng.choice([1, 3, 4]))
+        pixel = 4 if channels == 3 and rng.random() < 0.5 else channels
+        tail = readable[readable.size - (h * w * pixel - (pixel - channels)) :]
+        view = np.lib.stride_tricks.as_strided(tail, (h, w, channels), (w * pixel, pixel, 1))
+        expected = reference.resample(view, (new_h, new_w))
+        assert np.array_equal(ops.resample(view, (new_h, new_w)), expected)
+    assert libc.mprotect(ctypes.c_void_p(readable.ctypes.data + 63 * page), page, 3) == 0
 
 
 def test_layouts_and_out(isa):

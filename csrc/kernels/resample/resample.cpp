@@ -89,12 +89,14 @@ ResampleAxis measure(const AxisArgs& a) {
   return axis;
 }
 
+// Weights are zero before.
 void set_weight(ResampleAxis& axis, int64_t position, int64_t tap, int32_t weight) {
   int32_t* const pair = axis.weights + (position * axis.max_pairs + tap / 2) * 2;
   const int16_t low = static_cast<int16_t>(weight & 0xffff);
   const int16_t high = static_cast<int16_t>((weight - low) >> 16);
-  reinterpret_cast<int16_t*>(pair)[tap % 2] = low;
-  reinterpret_cast<int16_t*>(pair + 1)[tap % 2] = high;
+  const int shift = tap % 2 ? 16 : 0;
+  pair[0] |= static_cast<int32_t>(static_cast<uint32_t>(static_cast<uint16_t>(low)) << shift);
+  pair[1] |= static_cast<int32_t>(static_cast<uint32_t>(static_cast<uint16_t>(high)) << shift);
 }
 
 void fill_single(ResampleAxis& axis, const AxisArgs& a) {
