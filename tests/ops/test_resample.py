@@ -96,6 +96,12 @@ def test_wide_image_is_swept_in_chunks(isa):
         check(image, size, flip=True)
 
 
+def test_smallest_boxes(isa):
+    image = picture(np.random.default_rng(0), 20, 30)
+    for box in ((0, 0, 1e-30, 1e-30), (29.9999, 5, 30, 5.0001), (0, 19.5, 30, 20)):
+        check(image, (25, 40), box=box)
+
+
 @pytest.mark.parametrize("rows", ["horizontal", "vertical"])
 def test_threads_do_not_change_a_bit(isa, rows):
     rng = np.random.default_rng(0)

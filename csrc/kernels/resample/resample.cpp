@@ -144,7 +144,7 @@ class Arena {
   explicit Arena(uint8_t* base) : base_(base) {}
   template <class T>
   T* take(int64_t n) {
-    T* const p = reinterpret_cast<T*>(base_ + used_);
+    T* const p = reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(base_) + static_cast<uintptr_t>(used_));
     used_ += (n * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
     return p;
   }
@@ -188,8 +188,8 @@ Call make_call(const Resample& a, uint8_t* memory) {
         std::min(static_cast<double>(w), std::ceil(static_cast<double>(n - 1) * p.x.scale + reach)));
   };
   const double room = static_cast<double>(kTileBytes / (ResamplePlan::kRows * p.pixel)) - reach;
-  p.chunk = 16 * std::max<int64_t>(1, static_cast<int64_t>(std::max(room / p.x.scale, 0.0) / 16));
-  p.chunk = std::min(p.chunk, round_up(columns, 16));
+  const double fitting = std::clamp(room / p.x.scale, 16.0, static_cast<double>(columns + 16));
+  p.chunk = std::min(static_cast<int64_t>(fitting) / 16 * 16, round_up(columns, 16));
   p.tile_bytes = round_up(span(p.chunk) * p.pixel, 16) * ResamplePlan::kRows;
   p.band_rows = a.vertical_first ? ResamplePlan::kRows : 2 * p.y.max_pairs + 2 * ResamplePlan::kRows;
   p.band_pitch = a.vertical_first ? round_up(span(columns) * p.pixel, 32) : p.pitch;
