@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vision_accel.data.augment import TrainTransform
 from vision_accel.data.folder import DataError, ImageFolder
 from vision_accel.data.images import ImageError
 from vision_accel.data.sampler import Key, Stream, generator
 
 _REPLACEMENTS = 20  # tries before a run of unreadable images is an error
 
-TrainTransform = Callable[[Path, np.random.Generator], NDArray[np.float32]]
 EvalTransform = Callable[[Path], NDArray[np.float32]]
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimisers, and which parameters get which learning rate and weight decay."""
 
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,9 +9,7 @@ from torch import Tensor, nn
 
 from vision_accel import ops
 from vision_accel.train.config import OptimOptions
-
-_STEM = re.compile(r"cls_token|reg_token|pos_embed|patch_embed|norm_pre")
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
+from vision_accel.train.errors import ConfigError
 
 
 class AdamW(torch.optim.Optimizer):
@@ -101,15 +98,21 @@ def param_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0
 
     Norms, biases (one dimension or less) and what ``model.no_weight_decay()`` names are not decayed. With a
     layer decay d, layer i of n learns with ``d ** (n - i)`` of the learning rate, kept as ``lr_scale`` in its
-    group: the embeddings are layer 0, block k is layer k + 1, the final norm goes with the last block and
-    the head is on top.
+    group; the model's ``layer_ids()`` says which layer a parameter belongs to.
+
+    Raises:
+        ConfigError: a layer decay, and a model without ``layer_ids``.
 
     Source: Bao et al. 2022 (BEiT), arXiv:2106.08254; ``timm.optim.param_groups_layer_decay``.
     """
     exempt: set[str] = getattr(model, "no_weight_decay", set)()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    depth = 1 + max((int(m[1]) for name in trained if (m := _BLOCK.match(name))), default=-1)
-    layers = {name: _layer(name, depth) for name in trained}
+    layers = dict.fromkeys(trained, 0)
+    if layer_decay != 1.0:
+        if not hasattr(model, "layer_ids"):
+            raise ConfigError(f"optim.layer_decay: {type(model).__name__} does not say which layers it has")
+        ids: dict[str, int] = model.layer_ids()  # type: ignore[operator]
+        layers = {name: ids[name] for name in trained}
     top = max(layers.values(), default=0)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, p in trained.items():
@@ -118,15 +121,6 @@ def param_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0
         empty = {"params": [], "weight_decay": decay, "lr_scale": scale}
         groups.setdefault((decay, scale), empty)["params"].append(p)
     return list(groups.values())
-
-
-def _layer(name: str, depth: int) -> int:
-    if _STEM.match(name):
-        return 0
-    block = _BLOCK.match(name)
-    if block:
-        return int(block[1]) + 1
-    return depth if name.startswith("norm.") else depth + 1
 
 
 def pack_state(
