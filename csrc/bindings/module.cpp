@@ -11,7 +11,9 @@ PYBIND11_MODULE(_C, m) {
   va::register_activation(m);
   va::register_adamw(m);
   va::register_attention(m);
+  va::register_conv2d(m);
   va::register_cross_entropy(m);
+  va::register_group_norm(m);
   va::register_layer_norm(m);
   va::register_linear(m);
   va::register_patchify(m);

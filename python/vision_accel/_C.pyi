@@ -20,11 +20,17 @@ __all__: list[str] = [
     "attention_backward",
     "attention_forward",
     "available_isas",
+    "conv2d_backward_weight",
+    "conv2d_forward",
     "cross_entropy_backward",
     "cross_entropy_forward",
     "cuda_status",
     "fma_peak",
     "grad_norm",
+    "group_norm_backward",
+    "group_norm_forward",
+    "group_norm_parts",
+    "group_norm_statistics",
     "layer_norm_backward",
     "layer_norm_forward",
     "layer_norm_parts",
@@ -92,6 +98,29 @@ def attention_forward(
     stream: int,
 ) -> None: ...
 def available_isas() -> list[str]: ...
+def conv2d_backward_weight(
+    dy: Tensor | None,
+    x: Tensor | None,
+    dweight: Tensor | None,
+    kernel: typing.Annotated[collections.abc.Sequence[int], "FixedSize(2)"],
+    stride: int,
+    padding: typing.Annotated[collections.abc.Sequence[int], "FixedSize(2)"],
+    stream: int,
+) -> None: ...
+def conv2d_forward(
+    x: Tensor | None,
+    weight: Tensor | None,
+    packed: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    y: Tensor | None,
+    activation: str,
+    kernel: typing.Annotated[collections.abc.Sequence[int], "FixedSize(2)"],
+    stride: int,
+    dilation: int,
+    padding: typing.Annotated[collections.abc.Sequence[int], "FixedSize(2)"],
+    stream: int,
+) -> None: ...
 def cross_entropy_backward(
     dloss: Tensor | None,
     logits: Tensor | None,
@@ -118,6 +147,36 @@ def cross_entropy_forward(
 def cuda_status() -> str: ...
 def fma_peak(seconds: float = 0.2) -> float: ...
 def grad_norm(grads: typing.Sequence[Tensor | None], norm: Tensor | None, stream: int) -> None: ...
+def group_norm_backward(
+    dy: Tensor | None,
+    x: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dx: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+    workspace: Tensor | None,
+    activation: str,
+    eps: float,
+    stream: int,
+) -> None: ...
+def group_norm_forward(
+    x: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    y: Tensor | None,
+    activation: str,
+    eps: float,
+    stream: int,
+) -> None: ...
+def group_norm_parts(pixels: int, channels: int) -> int: ...
+def group_norm_statistics(
+    x: Tensor | None, mean: Tensor | None, variance: Tensor | None, workspace: Tensor | None, stream: int
+) -> None: ...
 def layer_norm_backward(
     dy: Tensor | None,
     s: Tensor | None,

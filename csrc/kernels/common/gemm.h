@@ -23,13 +23,35 @@ inline constexpr int64_t kSerialWork = 1 << 18;  // FMAs below which a second th
 VA_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 VA_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-template <class S>
+// A reference to a function that packs part of an operand which has no strides: patches of an image.
+template <class Result, class T>
+class Gather {
+ public:
+  Gather() = default;
+  template <class F, class = std::enable_if_t<!std::is_same_v<std::decay_t<F>, Gather>>>
+  Gather(const F& f)  // NOLINT: implicit by design
+      : object_(&f), call_([](const void* o, int64_t i0, int64_t count, int64_t k0, int64_t kc, T* out) {
+          return (*static_cast<const F*>(o))(i0, count, k0, kc, out);
+        }) {}
+  explicit operator bool() const { return object_; }
+  Result operator()(int64_t i0, int64_t count, int64_t k0, int64_t kc, T* out) const {
+    return call_(object_, i0, count, k0, kc, out);
+  }
+
+ private:
+  const void* object_ = nullptr;
+  Result (*call_)(const void*, int64_t, int64_t, int64_t, int64_t, T*) = nullptr;
+};
+
+template <class S, class C = compute_t<S>>
 struct Gemm {
   int64_t m, n, k;
   Operand<S> a;               // [m, k]
   Operand<S> b;               // [n, k]; not read when packed is given
   const S* packed = nullptr;  // made by pack_all, of which columns [first, first + n) are taken
   int64_t first = 0;
+  Gather<Operand<C>, C> gather_a{};  // takes the place of a, and of pack_rows
+  Gather<void, S> gather_b{};        // takes the place of b, and of pack_panel
 };
 
 // A finished part of C: element (row + r, col + c) is data[r * kTileCols<C> + c].
@@ -104,7 +126,7 @@ void run_job(const Gemm<S>& g, Epilogue<C> epilogue, int64_t tile0, int64_t tile
   const int64_t skip = g.packed ? g.first % kCols : 0;
   const S* const packed = g.packed ? g.packed + (g.first - skip) * g.k : nullptr;
   const int64_t row0 = tile0 * kTileRows, row1 = smaller(tile1 * kTileRows, g.m);
-  const bool pack_a = !readable_in_place(g.a);
+  const bool pack_a = g.gather_a || !readable_in_place(g.a);
   const int64_t blocks = g.k > 0 ? ceil_div(g.k, kBlockK) : 1;
   const int64_t longest = smaller(g.k, kBlockK);
 
@@ -123,14 +145,20 @@ void run_job(const Gemm<S>& g, Epilogue<C> epilogue, int64_t tile0, int64_t tile
     const bool last = block == blocks - 1;
     Operand<C> a;
     if constexpr (std::is_same_v<S, C>) a = {g.a.at(row0, k0), g.a.stride, 1};
-    if (pack_a) a = pack_rows(g.a, row0, row1 - row0, k0, kc, a_block);
+    if (g.gather_a)
+      a = g.gather_a(row0, row1 - row0, k0, kc, a_block);
+    else if (pack_a)
+      a = pack_rows(g.a, row0, row1 - row0, k0, kc, a_block);
     const int64_t tile_step = pack_a ? kTileRows * kc : kTileRows * a.stride;
 
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t panel = panel0 + p;
       const int64_t valid = smaller(kCols, skip + g.n - panel * kCols);
       const S* const b = packed ? packed + (panel * g.k + k0) * kCols : b_panel;
-      if (!packed) pack_panel(g.b, panel * kCols, valid, k0, kc, b_panel);
+      if (g.gather_b)
+        g.gather_b(panel * kCols, valid, k0, kc, b_panel);
+      else if (!packed)
+        pack_panel(g.b, panel * kCols, valid, k0, kc, b_panel);
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t row = row0 + t * kTileRows, rows = smaller(kTileRows, row1 - row);
         C* const tile = sums + (blocks > 1 ? p * tiles + t : 0) * kTileRows * kCols;
@@ -152,7 +180,7 @@ void gemm(const Gemm<S>& g, const Epilogue<compute_t<S>>& epilogue) {
   const int64_t tiles = ceil_div(g.m, kTileRows), panels = ceil_div(skip + g.n, kCols);
   const int threads = g.m * g.n * g.k < kSerialWork ? 1 : max_threads();
   const JobGrid grid = choose_grid(tiles, panels, kJobRows / kTileRows, kJobCols / kCols, threads,
-                                   !readable_in_place(g.a), !g.packed);
+                                   g.gather_a || !readable_in_place(g.a), !g.packed);
   parallel_for(grid.rows * grid.cols, threads == 1 ? grid.rows * grid.cols : 1,
                [&](int64_t begin, int64_t end) {
                  for (int64_t job = begin; job < end; ++job) {

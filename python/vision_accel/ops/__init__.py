@@ -12,7 +12,9 @@ if find_spec("torch") is not None:
     from vision_accel.ops.activation import activation
     from vision_accel.ops.adamw import adamw, grad_norm
     from vision_accel.ops.attention import attention, attention_qkv
+    from vision_accel.ops.conv2d import conv2d, upsample_conv2d
     from vision_accel.ops.cross_entropy import cross_entropy
+    from vision_accel.ops.group_norm import group_norm, group_norm_statistics
     from vision_accel.ops.layer_norm import layer_norm
     from vision_accel.ops.linear import linear
     from vision_accel.ops.patchify import patchify
@@ -22,12 +24,16 @@ __all__ = [
     "adamw",
     "attention",
     "attention_qkv",
+    "conv2d",
     "cross_entropy",
     "grad_norm",
+    "group_norm",
+    "group_norm_statistics",
     "layer_norm",
     "linear",
     "normalization_table",
     "patchify",
     "pillow_pixels",
     "resample",
+    "upsample_conv2d",
 ]

@@ -8,9 +8,9 @@ tensor. An edit through ``.data`` that touches none of those goes unseen.
 """
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from vision_accel import _C
@@ -21,14 +21,27 @@ class _Entry:
     weight: weakref.ref[Tensor]
     version: int
     fingerprint: int
+    form: object
     packed: Tensor
 
 
 _entries: dict[int, _Entry] = {}  # by the id of the weight, which lives as long as its entry
 
 
-def packed_weight(weight: Tensor) -> Tensor:
-    """The packed copy of a CPU weight [N, ...], made now if there is none that is up to date."""
+def packed_weight(
+    weight: Tensor, form: object = None, arrange: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """The packed copy of a CPU weight [N, ...], made now if there is none that is up to date.
+
+    Args:
+        weight: what the copy belongs to.
+        form: names what ``arrange`` does; a copy of another form is replaced.
+        arrange: makes the matrix [N, K], or several of equal size [..., N, K], that is packed; by default
+            the trailing axes of the weight are taken as one.
+
+    Returns:
+        [numel], or [..., numel] for several matrices.
+    """
     version = -1 if weight.is_inference() else weight._version
     fingerprint = _C.linear_fingerprint(weight)
     key = id(weight)
@@ -37,14 +50,18 @@ def packed_weight(weight: Tensor) -> Tensor:
         entry is not None
         and entry.fingerprint == fingerprint
         and entry.version == version
+        and entry.form == form
         and entry.weight() is weight
     ):
         return entry.packed
-    matrix = weight.detach().flatten(1)
-    packed = torch.empty(_C.linear_packed_numel(matrix), dtype=weight.dtype, device=weight.device)
-    _C.linear_pack(matrix, packed)
+    matrix = weight.detach().flatten(1) if arrange is None else arrange(weight.detach())
+    several = matrix.flatten(0, -3) if matrix.ndim > 2 else matrix[None]
+    packed = matrix.new_empty(len(several), _C.linear_packed_numel(several[0]))
+    for one, out in zip(several, packed, strict=True):
+        _C.linear_pack(one, out)
+    packed = packed.view(*matrix.shape[:-2], -1)
     _entries[key] = _Entry(
-        weakref.ref(weight, lambda _: _entries.pop(key, None)), version, fingerprint, packed
+        weakref.ref(weight, lambda _: _entries.pop(key, None)), version, fingerprint, form, packed
     )
     return packed
 

@@ -82,6 +82,35 @@ def attention_qkv(qkv: Tensor, num_heads: int, **options: object) -> Tensor:
     return attention(q, k, v, **options)  # type: ignore[arg-type]
 
 
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int | tuple[int, int, int, int] = 0,
+) -> Tensor:
+    top, bottom, left, right = (padding,) * 4 if isinstance(padding, int) else padding
+    images = torch.nn.functional.pad(x.permute(0, 3, 1, 2), (left, right, top, bottom))
+    y = torch.nn.functional.conv2d(images, weight, bias, stride).permute(0, 2, 3, 1)
+    y = _activate(y, activation)
+    return y if residual is None else residual + y
+
+
+def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    larger = x.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    return conv2d(larger, weight, bias, padding=1)
+
+
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-6, activation: str = "none"
+) -> Tensor:
+    y = torch.nn.functional.group_norm(x.movedim(-1, 1), groups, weight, bias, eps).movedim(1, -1)
+    return _activate(y, activation)
+
+
 def patchify(x: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
     p = torch.nn.functional.unfold(x, patch_size, stride=patch_size)
     return p.transpose(1, 2)

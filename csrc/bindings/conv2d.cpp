@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/conv2d/conv2d.h"
+
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "bindings/register.h"
+#include "bindings/tensor_caster.h"
+
+namespace va {
+
+void register_conv2d(pybind11::module_& m) {
+  using pybind11::arg;
+  using T = const TensorView&;
+  using Sizes = const std::array<int64_t, 2>&;
+  m.def(
+      "conv2d_forward",
+      [](T x, T weight, T packed, T bias, T residual, T y, const std::string& activation, Sizes kernel,
+         int64_t stride, int64_t dilation, Sizes padding, Stream stream) {
+        conv2d_forward({x,
+                        weight,
+                        packed,
+                        bias,
+                        residual,
+                        y,
+                        parse_activation(activation, "conv2d: activation"),
+                        {kernel[0], kernel[1], stride, dilation, padding[0], padding[1]}},
+                       stream);
+      },
+      arg("x"), arg("weight"), arg("packed"), arg("bias"), arg("residual"), arg("y"), arg("activation"),
+      arg("kernel"), arg("stride"), arg("dilation"), arg("padding"), arg("stream"), NoGil());
+  m.def(
+      "conv2d_backward_weight",
+      [](T dy, T x, T dweight, Sizes kernel, int64_t stride, Sizes padding, Stream stream) {
+        conv2d_backward_weight({dy, x, dweight, {kernel[0], kernel[1], stride, 1, padding[0], padding[1]}},
+                               stream);
+      },
+      arg("dy"), arg("x"), arg("dweight"), arg("kernel"), arg("stride"), arg("padding"), arg("stream"),
+      NoGil());
+}
+
+}  // namespace va

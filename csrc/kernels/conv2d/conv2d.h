@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// Convolution of channels-last images as a matrix product over patches that are gathered while packing:
+// y = residual + act(conv(x, weight) + bias), in f32 (f64 for f64), rounded once.
+//
+// Tap (i, j) of output pixel (v, u) reads pixel (v * stride + i - pad_top, u * stride + j - pad_left) of x
+// after x was spread by `dilation` (dilation - 1 zeros between its pixels); outside is zero. The sizes of y
+// say where the output ends. With a dilation and swapped, flipped weights this is also the gradient by x.
+#pragma once
+#include "core/cpu_features.h"
+#include "core/tensor_view.h"
+#include "kernels/common/activation.h"
+
+namespace va {
+
+struct Window {
+  int64_t kernel_h, kernel_w, stride, dilation, pad_top, pad_left;
+};
+
+// The last axis of every image is contiguous; the others may have any strides. "wide" is the dtype of x or
+// f32, the same for all that say so.
+struct Conv2dForward {
+  TensorView x;         // [B, h, w, C]            f32 | f64 | f16 | bf16
+  TensorView weight;    // [N, kernel_h * kernel_w * C]  as x, contiguous; may be absent when packed is given
+  TensorView packed;    // [linear_packed_numel]   as x, made by linear_pack; may be absent
+  TensorView bias;      // [N]                     as x, may be absent
+  TensorView residual;  // [B, v, u, N]            wide, may be absent
+  TensorView y;         // [B, v, u, N]            out, wide
+  Activation activation;
+  Window window;
+};
+
+struct Conv2dBackwardWeight {
+  TensorView dy;       // [B, v, u, N]
+  TensorView x;        // [B, h, w, C]                  as dy
+  TensorView dweight;  // [N, kernel_h * kernel_w * C]  out, as dy, contiguous
+  Window window;       // of the forward pass; dilation 1
+};
+
+void conv2d_forward(const Conv2dForward& args, Stream stream);
+void conv2d_backward_weight(const Conv2dBackwardWeight& args, Stream stream);
+
+namespace cpu {
+template <Isa isa>
+void conv2d_forward(const Conv2dForward& args);
+template <Isa isa>
+void conv2d_backward_weight(const Conv2dBackwardWeight& args);
+}  // namespace cpu
+
+namespace cuda {
+void conv2d_forward(const Conv2dForward& args, Stream stream);
+void conv2d_backward_weight(const Conv2dBackwardWeight& args, Stream stream);
+}  // namespace cuda
+
+}  // namespace va
