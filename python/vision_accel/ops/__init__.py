@@ -9,10 +9,11 @@ from importlib.util import find_spec
 from vision_accel.ops.resample import normalization_table, pillow_pixels, resample
 
 if find_spec("torch") is not None:
+    from vision_accel.ops._upsample_conv2d import upsample_conv2d
     from vision_accel.ops.activation import activation
     from vision_accel.ops.adamw import adamw, grad_norm
     from vision_accel.ops.attention import attention, attention_qkv
-    from vision_accel.ops.conv2d import conv2d, upsample_conv2d
+    from vision_accel.ops.conv2d import conv2d
     from vision_accel.ops.cross_entropy import cross_entropy
     from vision_accel.ops.group_norm import group_norm, group_norm_statistics
     from vision_accel.ops.layer_norm import layer_norm

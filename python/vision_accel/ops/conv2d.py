@@ -53,7 +53,7 @@ def conv2d(
     """
     if x.ndim != 4:
         raise ValueError(f"conv2d: x must be [B, h, w, C], got {list(x.shape)}")
-    _check_float("conv2d", x)
+    check_float("conv2d", x)
     if weight.ndim != 4 or weight.shape[1] != x.shape[3]:
         raise ValueError(
             f"conv2d: weight must be [N, {x.shape[3]}, i, j] to go with x {list(x.shape)},"
@@ -76,7 +76,7 @@ def conv2d(
         if list(residual.shape) != shape:
             raise ValueError(f"conv2d: residual must be {shape}, got {list(residual.shape)}")
         out_dtype = residual.dtype if out_dtype is None else out_dtype
-    weight, bias = _beside(x, weight), None if bias is None else _beside(x, bias)
+    weight, bias = beside(x, weight), None if bias is None else beside(x, bias)
     if activation != "none" and torch.is_grad_enabled() and _needs_grad(x, weight, bias):
         y = activate(conv2d(x, weight, bias, stride=stride, padding=padding, out_dtype=out_dtype), activation)
         return y if residual is None else residual + y
@@ -84,38 +84,8 @@ def conv2d(
     return _forward(x, weight, bias, residual, activation, stride, list(pads), out_dtype or x.dtype, train)
 
 
-def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``conv2d(upsample(x), weight, bias, padding=1)`` with a nearest-neighbour upsampling to twice the size.
-
-    Each of the four pixels that come of one pixel of x sees only 2 x 2 different pixels of x, so that the
-    3 x 3 kernel folds into four 2 x 2 kernels of sums of its taps: 16 products instead of 36.
-
-    Args:
-        x: [B, h, w, C], channels last, float32, float64, float16 or bfloat16.
-        weight: [N, C, 3, 3] in the dtype of x, or in 16 bits beside a float32 x.
-        bias: [N] in the dtype of the weight.
-
-    Returns:
-        [B, 2 h, 2 w, N] in the dtype of x.
-
-    Raises:
-        ValueError: a shape or device does not match.
-        TypeError: a dtype does not match.
-
-    Source: the sub-pixel view of Shi et al. 2016, arXiv:1609.05158.
-    """
-    if x.ndim != 4:
-        raise ValueError(f"upsample_conv2d: x must be [B, h, w, C], got {list(x.shape)}")
-    _check_float("upsample_conv2d", x)
-    if weight.shape[1:] != (x.shape[3], 3, 3):
-        raise ValueError(f"upsample_conv2d: weight must be [N, {x.shape[3]}, 3, 3], got {list(weight.shape)}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"upsample_conv2d: bias must be [{weight.shape[0]}], got {list(bias.shape)}")
-    weight, bias = _beside(x, weight), None if bias is None else _beside(x, bias)
-    return _upsample_forward(x, weight, bias, torch.is_grad_enabled() and weight.requires_grad)
-
-
-def _check_float(op: str, x: Tensor) -> None:
+def check_float(op: str, x: Tensor) -> None:
+    """Refuse an integer image before its dtype is compared with others."""
     if not x.is_floating_point():
         name = str(x.dtype).removeprefix("torch.")
         raise TypeError(f"{op}: x must be float32, float64, float16 or bfloat16, got {name}")
@@ -125,7 +95,7 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
     return any(t is not None and t.requires_grad for t in tensors)
 
 
-def _beside(x: Tensor, parameter: Tensor) -> Tensor:
+def beside(x: Tensor, parameter: Tensor) -> Tensor:
     """A 16-bit parameter that is to be trained is converted here; others are when they are packed."""
     wider = x.dtype == torch.float32 and parameter.dtype in _HALVES
     if wider and (parameter.ndim == 1 or (parameter.requires_grad and torch.is_grad_enabled())):
@@ -138,7 +108,8 @@ def _out_shape(x: Tensor, weight: Tensor, stride: int, pads: list[int]) -> list[
     return [b, (h + pads[0] + pads[1] - i) // stride + 1, (w + pads[2] + pads[3] - j) // stride + 1, n]
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
+    """``x`` if its last axis is contiguous, else a contiguous copy."""
     return x if x.stride(3) == 1 or x.shape[3] <= 1 else x.contiguous()
 
 
@@ -147,7 +118,7 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 
-def _pack(x: Tensor, weight: Tensor, train: bool, form: str = "conv2d", arrange: Any = _matrix) -> Any:
+def pack(x: Tensor, weight: Tensor, train: bool, form: str = "conv2d", arrange: Any = _matrix) -> Any:
     """The weight as the kernel takes it: a matrix while it is trained, else its packed copy."""
     if weight.dtype != x.dtype and not (x.dtype == torch.float32 and weight.dtype in _HALVES):
         raise TypeError(f"conv2d: weight must be {x.dtype}, got {weight.dtype}".replace("torch.", ""))
@@ -169,11 +140,11 @@ def _run(
     train: bool,
 ) -> Tensor:
     y = x.new_empty(_out_shape(x, weight, stride, pads), dtype=out_dtype)
-    matrix, packed = _pack(x, weight, train)
+    matrix, packed = pack(x, weight, train)
     kernel, corner = (weight.shape[2], weight.shape[3]), (pads[0], pads[2])
-    residual = None if residual is None else _dense(residual)
+    residual = None if residual is None else dense(residual)
     _C.conv2d_forward(
-        _dense(x), matrix, packed, bias, residual, y, activation, kernel, stride, 1, corner, stream_of(x)
+        dense(x), matrix, packed, bias, residual, y, activation, kernel, stride, 1, corner, stream_of(x)
     )
     return y
 
@@ -192,7 +163,7 @@ def _fake(
     return x.new_empty(_out_shape(x, weight, stride, pads), dtype=out_dtype)
 
 
-def _grad_outputs(
+def grad_outputs(
     dy: Tensor, x_shape: list[int], weight_shape: list[int], dtype: torch.dtype, needs: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dweight (channels last) and dbias; empty where not needed."""
@@ -204,7 +175,7 @@ def _grad_outputs(
     )
 
 
-def _sum_pixels(dy: Tensor, out: Tensor) -> None:
+def sum_pixels(dy: Tensor, out: Tensor) -> None:
     """The gradient by the bias."""
     rows, n = dy.flatten(0, 2), dy.shape[3]
     work = dy.new_empty((_C.LINEAR_PARTS, 2, n), dtype=out.dtype)
@@ -223,11 +194,11 @@ def _grad_run(
     dtype: torch.dtype,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    outputs = dx, dweight, dbias = _grad_outputs(dy, x_shape, weight_shape, dtype, needs)
-    dy = _dense(dy)
+    outputs = dx, dweight, dbias = grad_outputs(dy, x_shape, weight_shape, dtype, needs)
+    dy = dense(dy)
     i, j = weight_shape[2:]
     if needs[2]:
-        _sum_pixels(dy, dbias)
+        sum_pixels(dy, dbias)
     dy = dy.to(dtype)
     if needs[0] and weight is not None:
         flipped = weight.to(dtype).flip(2, 3).permute(1, 2, 3, 0).contiguous().flatten(1)
@@ -235,7 +206,7 @@ def _grad_run(
         _C.conv2d_forward(dy, flipped, None, None, None, dx, "none", (i, j), 1, stride, corner, stream_of(dy))
     if needs[1] and x is not None:
         matrix = dweight.permute(0, 2, 3, 1).flatten(1)
-        _C.conv2d_backward_weight(dy, _dense(x), matrix, (i, j), stride, (pads[0], pads[2]), stream_of(dy))
+        _C.conv2d_backward_weight(dy, dense(x), matrix, (i, j), stride, (pads[0], pads[2]), stream_of(dy))
     return outputs
 
 
@@ -250,7 +221,7 @@ def _grad_fake(
     dtype: torch.dtype,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _grad_outputs(dy, x_shape, weight_shape, dtype, needs)
+    return grad_outputs(dy, x_shape, weight_shape, dtype, needs)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -275,120 +246,6 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return (dx, dweight, dbias, dy if ctx.needs_input_grad[3] else None, *(None,) * 5)
 
 
-# The upsampling convolution --------------------------------------------------------------------------------
-# Row 2 v + p of the result reads the rows v + p - 1 and v + p of x: those of taps {0} and {1, 2} for p = 0,
-# of {0, 1} and {2} for p = 1. Likewise for columns.
-
-_TAPS = ((slice(0, 1), slice(1, 3)), (slice(0, 2), slice(2, 3)))
-
-
-def _fold(weight: Tensor) -> Tensor:
-    """The kernels of the four phases: [2, 2, N, 2 * 2 * C] from [N, C, 3, 3]."""
-    wide = weight.to(statistics_dtype(weight))
-    rows = torch.stack([torch.stack([wide[:, :, t].sum(2) for t in pair], 2) for pair in _TAPS])
-    both = torch.stack([torch.stack([rows[..., t].sum(4) for t in pair], 4) for pair in _TAPS], 1)
-    return both.permute(0, 1, 2, 4, 5, 3).flatten(3).to(weight.dtype)
-
-
-def _unfold(folded: Tensor) -> Tensor:
-    """The transpose of ``_fold``: [2, 2, N, 2, 2, C] summed into [N, C, 3, 3] (channels last in memory)."""
-    _, _, n, _, _, c = folded.shape
-    out = folded.new_zeros(n, 3, 3, c)
-    for p in range(2):
-        for q in range(2):
-            for i, rows in enumerate(_TAPS[p]):
-                for j, cols in enumerate(_TAPS[q]):
-                    out[:, rows, cols] += folded[p, q, :, i, j][:, None, None]
-    return out.permute(0, 3, 1, 2)
-
-
-def _upsample_out(x: Tensor, weight: Tensor) -> Tensor:
-    b, h, w, _ = x.shape
-    return x.new_empty(b, 2 * h, 2 * w, weight.shape[0])
-
-
-def _upsample_run(x: Tensor, weight: Tensor, bias: Tensor | None, train: bool) -> Tensor:
-    y = _upsample_out(x, weight)
-    x = _dense(x)
-    matrix, packed = _pack(x, weight, train, "upsample_conv2d", _fold)
-    for p in range(2):
-        for q in range(2):
-            m, k = (None if v is None else v[p, q] for v in (matrix, packed))
-            phase = y[:, p::2, q::2]
-            _C.conv2d_forward(x, m, k, bias, None, phase, "none", (2, 2), 1, 1, (1 - p, 1 - q), stream_of(x))
-    return y
-
-
-def _upsample_fake(x: Tensor, weight: Tensor, bias: Tensor | None, train: bool) -> Tensor:
-    return _upsample_out(x, weight)
-
-
-def _upsample_grad_run(
-    dy: Tensor,
-    x: Tensor | None,
-    weight: Tensor | None,
-    x_shape: list[int],
-    weight_shape: list[int],
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    outputs = dx, dweight, dbias = _grad_outputs(dy, x_shape, weight_shape, dy.dtype, needs)
-    dy = _dense(dy)
-    n, c = weight_shape[:2]
-    if needs[0] and weight is not None:
-        # A pixel of x has its share in 4 x 4 pixels of the result: one convolution of stride 2.
-        wide = weight.to(statistics_dtype(weight))
-        kernel = wide.new_zeros(c, 4, 4, n)
-        taps = wide.permute(1, 2, 3, 0)
-        for i in range(2):
-            for j in range(2):
-                kernel[:, i : i + 3, j : j + 3] += taps.flip(1, 2)
-        matrix = kernel.to(dy.dtype).flatten(1)
-        _C.conv2d_forward(dy, matrix, None, None, None, dx, "none", (4, 4), 2, 1, (1, 1), stream_of(dy))
-    if needs[1] and x is not None:
-        folded = dy.new_empty(2, 2, n, 2, 2, c)
-        for p in range(2):
-            for q in range(2):
-                _C.conv2d_backward_weight(
-                    dy[:, p::2, q::2],
-                    _dense(x),
-                    folded[p, q].flatten(1),
-                    (2, 2),
-                    1,
-                    (1 - p, 1 - q),
-                    stream_of(dy),
-                )
-        dweight.copy_(_unfold(folded.to(statistics_dtype(folded))))
-    if needs[2]:
-        _sum_pixels(dy, dbias)
-    return outputs
-
-
-def _upsample_grad_fake(
-    dy: Tensor,
-    x: Tensor | None,
-    weight: Tensor | None,
-    x_shape: list[int],
-    weight_shape: list[int],
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _grad_outputs(dy, x_shape, weight_shape, dy.dtype, needs)
-
-
-def _upsample_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, _ = inputs
-    need_x, need_weight = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(x if need_weight else None, weight if need_x else None)
-    ctx.x_shape, ctx.weight_shape = list(x.shape), list(weight.shape)
-    ctx.bias_dtype = None if bias is None else bias.dtype
-
-
-def _upsample_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    needs = list(ctx.needs_input_grad[:3])
-    grads = _upsample_grad(dy, *ctx.saved_tensors, ctx.x_shape, ctx.weight_shape, needs)
-    dx, dweight, dbias = (g if need else None for g, need in zip(grads, needs, strict=True))
-    return dx, dweight, None if dbias is None else dbias.to(ctx.bias_dtype), None
-
-
 _forward = register(
     "conv2d",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, str activation, int stride, int[] pads,"
@@ -404,19 +261,4 @@ _grad = register(
     " ScalarType dtype, bool[] needs) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     _grad_run,
     _grad_fake,
-)
-_upsample_forward = register(
-    "upsample_conv2d",
-    "(Tensor x, Tensor weight, Tensor? bias, bool train) -> Tensor",
-    _upsample_run,
-    _upsample_fake,
-    _upsample_backward,
-    _upsample_setup,
-)
-_upsample_grad = register(
-    "upsample_conv2d_backward",
-    "(Tensor dy, Tensor? x, Tensor? weight, SymInt[] x_shape, SymInt[] weight_shape, bool[] needs)"
-    " -> (Tensor dx, Tensor dweight, Tensor dbias)",
-    _upsample_grad_run,
-    _upsample_grad_fake,
 )
