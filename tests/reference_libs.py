@@ -32,3 +32,9 @@ def timm() -> Any:
 def transformers() -> Any:
     """The transformers module; skips the test where it is not installed."""
     return pytest.importorskip("transformers")
+
+
+def open_clip() -> Any:
+    """The open_clip module; skips the test where it is not installed."""
+    pytest.importorskip("torchvision")
+    return pytest.importorskip("open_clip")

@@ -7,6 +7,6 @@ and optionally how images are prepared. Nothing in a checkpoint is ever executed
 
 from vision_accel.io.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vision_accel.io.hub import find_directory
-from vision_accel.io.tensors import describe
+from vision_accel.io.tensors import describe, read_file
 
-__all__ = ["Checkpoint", "describe", "find_directory", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoint", "describe", "find_directory", "read_checkpoint", "read_file", "write_checkpoint"]

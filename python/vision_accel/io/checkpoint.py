@@ -1,18 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads a checkpoint of whatever layout into one form, and writes it back."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from vision_accel.io import hf_vit, timm_vit
+from vision_accel.io import hf_clip, hf_vit, open_clip, timm_vit
 from vision_accel.io.files import read_json, write_json, written_aside
-from vision_accel.io.tensors import SAFETENSORS, read_tensors, write_tensors
+from vision_accel.io.tensors import HF_WEIGHTS, SAFETENSORS, read_tensors, write_tensors
 
-LAYOUTS = ("hf", "timm")
+LAYOUTS = ("hf", "timm", "open_clip")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+TOKENIZER_OPTIONS = "open_clip"  # not a file: the tokenizer's part of open_clip_config.json, as JSON
 _HF_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -27,6 +40,8 @@ class Checkpoint:
         variant: the known variant that ``config`` changes; None: the default.
         labels: class index -> name.
         preprocess: how images are prepared, in the layout's own words; None if it does not say.
+        timm: to write a CLIP, the variant of timm nearest to its image tower, and what differs.
+        tokenizer: the files of the tokenizer, by name.
     """
 
     model: str
@@ -36,6 +51,8 @@ class Checkpoint:
     variant: str | None = None
     labels: dict[int, str] | None = None
     preprocess: dict[str, Any] | None = None
+    timm: tuple[str, dict[str, Any]] | None = None
+    tokenizer: dict[str, bytes] = field(default_factory=dict)
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
@@ -46,23 +63,88 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         ValueError: an unknown layout, a damaged file, missing or unexpected weights, or an option that
             cannot be honoured; the message names it.
     """
+    has_open_clip = (directory / open_clip.CONFIG).is_file()
+    if has_open_clip and not _is_hf_clip(directory):
+        return _located(directory, lambda: _read_open_clip(directory))
     config = _read_config(directory)
-    try:
-        if "model_type" in config:
-            hf_vit.check(config)
-            fields, tensors, labels = hf_vit.read(config, read_tensors(directory))
-            return Checkpoint(
-                "vit", "hf", fields, tensors, None, labels, _read_processor(directory, config["model_type"])
-            )
-        if "architecture" in config:
-            variant, fields, tensors, labels, pretrained = timm_vit.read(config, read_tensors(directory))
-            return Checkpoint("vit", "timm", fields, tensors, variant, labels, pretrained)
-    except (ValueError, TypeError, AttributeError) as e:  # the latter two: a value of the wrong kind
-        raise ValueError(str(e) if str(directory) in str(e) else f"{directory}: {e}") from e
+    if "model_type" in config:
+        if has_open_clip:
+            _located(directory, lambda: _check_same_activation(directory, config))
+        return _located(directory, lambda: _read_hf(directory, config))
+    if "architecture" in config:
+        return _located(directory, lambda: _read_timm(directory, config))
     raise ValueError(
         f"{directory / 'config.json'} is of no known layout: it has neither model_type (Hugging Face) "
         f"nor architecture (timm), but {', '.join(sorted(config)) or 'nothing'}"
     )
+
+
+def _located(directory: Path, read: Callable[[], _T]) -> _T:
+    """What ``read`` returns; its errors name the directory."""
+    try:
+        return read()
+    except (ValueError, TypeError, AttributeError) as e:  # the latter two: a value of the wrong kind
+        raise ValueError(str(e) if str(directory) in str(e) else f"{directory}: {e}") from e
+    except KeyError as e:
+        raise ValueError(f"{directory}: the config has no {e}") from e
+
+
+def _read_hf(directory: Path, config: dict[str, Any]) -> Checkpoint:
+    kind = config["model_type"]
+    if kind in list(hf_clip.PROCESSORS):  # a list: the value may be of any kind
+        fields, tensors = hf_clip.read(config, read_tensors(directory))
+        processor = _read_processor(directory, hf_clip.PROCESSORS[kind])
+        return Checkpoint(
+            "clip", "hf", fields, tensors, preprocess=processor, tokenizer=_read_tokenizer(directory)
+        )
+    hf_vit.check(config, hf_clip.PROCESSORS)
+    fields, tensors, labels = hf_vit.read(config, read_tensors(directory))
+    processor = _read_processor(directory, hf_vit.PROCESSORS[kind])
+    return Checkpoint("vit", "hf", fields, tensors, None, labels, processor)
+
+
+def _read_timm(directory: Path, config: dict[str, Any]) -> Checkpoint:
+    variant, fields, tensors, labels, pretrained = timm_vit.read(config, read_tensors(directory))
+    return Checkpoint("vit", "timm", fields, tensors, variant, labels, pretrained)
+
+
+def _read_open_clip(directory: Path) -> Checkpoint:
+    config = read_json(directory / open_clip.CONFIG)
+    if not isinstance(config.get("model_cfg"), dict):
+        raise ValueError(f"{open_clip.CONFIG} has no model_cfg")
+    fields = open_clip.read_config(config["model_cfg"])
+    tensors = read_tensors(directory, open_clip.WEIGHTS)
+    size = (config["model_cfg"].get("vision_cfg") or {}).get("image_size", 224)
+    recipe = {"size": size} | (config.get("preprocess_cfg") or {})
+    tokenizer = _read_tokenizer(directory)
+    text = config["model_cfg"].get("text_cfg") or {}
+    tokenizer[TOKENIZER_OPTIONS] = json.dumps(
+        {k: text[k] for k in ("hf_tokenizer_name", "tokenizer_kwargs") if text.get(k)}
+    ).encode()
+    return Checkpoint("clip", "open_clip", fields, tensors, preprocess=recipe, tokenizer=tokenizer)
+
+
+def _is_hf_clip(directory: Path) -> bool:
+    """Whether Hugging Face's files of a CLIP are there, too."""
+    config = directory / "config.json"
+    if not config.is_file() or read_json(config).get("model_type") not in list(hf_clip.PROCESSORS):
+        return False
+    return any((directory / name).is_file() for name in HF_WEIGHTS)
+
+
+def _check_same_activation(directory: Path, config: dict[str, Any]) -> None:
+    """A directory with both layouts must mean one model."""
+    quick = bool((read_json(directory / open_clip.CONFIG).get("model_cfg") or {}).get("quick_gelu", False))
+    act = (config.get("text_config") or {}).get("hidden_act", "quick_gelu")
+    if config["model_type"] == "clip" and quick != (act == "quick_gelu"):
+        raise ValueError(
+            f"config.json says hidden_act {act!r}, but {open_clip.CONFIG} says quick_gelu {quick}: the files"
+            " contradict each other"
+        )
+
+
+def _read_tokenizer(directory: Path) -> dict[str, bytes]:
+    return {n: (directory / n).read_bytes() for n in TOKENIZER_FILES if (directory / n).is_file()}
 
 
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
@@ -75,6 +157,11 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {checkpoint.layout!r}")
     c = checkpoint
+    if c.model == "clip":
+        _write_clip(directory, c)
+        return
+    if c.layout == "open_clip":
+        raise ValueError("layout 'open_clip' is for CLIP models; use 'hf' or 'timm'")
     if c.layout == "hf":
         config, tensors = hf_vit.write(c.config, c.tensors, c.labels)
     else:
@@ -86,6 +173,28 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
         write_json(aside / "config.json", config)
 
 
+def _write_clip(directory: Path, c: Checkpoint) -> None:
+    if c.layout == "hf":
+        config, tensors = hf_clip.write(c.config, c.tensors)
+        weights, name = SAFETENSORS, "config.json"
+    else:
+        assert c.timm is not None
+        model, tensors = open_clip.write(c.config, c.timm, c.tensors)
+        recipe = {k: v for k, v in (c.preprocess or {}).items() if k not in ("size", "mode")}
+        options = json.loads(c.tokenizer.get(TOKENIZER_OPTIONS, b"{}"))
+        model["text_cfg"] |= options
+        config = {"model_cfg": model, "preprocess_cfg": recipe}
+        weights, name = open_clip.WEIGHTS[0], open_clip.CONFIG
+    with written_aside(directory) as aside:
+        write_tensors(aside / weights, tensors)
+        if c.layout == "hf" and c.preprocess is not None:
+            write_json(aside / _HF_PROCESSORS[0], c.preprocess)
+        for file, content in c.tokenizer.items():
+            if file != TOKENIZER_OPTIONS:
+                (aside / file).write_bytes(content)
+        write_json(aside / name, config)
+
+
 def _read_config(directory: Path) -> dict[str, Any]:
     file = directory / "config.json"
     if not file.is_file():
@@ -95,7 +204,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return read_json(file)
 
 
-def _read_processor(directory: Path, model_type: str) -> dict[str, Any] | None:
+def _read_processor(directory: Path, default: str) -> dict[str, Any] | None:
     for name in _HF_PROCESSORS:
         if (directory / name).is_file():
             value = read_json(directory / name)
@@ -103,6 +212,6 @@ def _read_processor(directory: Path, model_type: str) -> dict[str, Any] | None:
             value = nested if isinstance(nested, dict) else value
             if not {"image_processor_type", "feature_extractor_type"} & set(value):
                 # An old file; transformers then goes by the model.
-                value["image_processor_type"] = hf_vit.PROCESSORS[model_type]
+                value["image_processor_type"] = default
             return value
     return None

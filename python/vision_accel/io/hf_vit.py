@@ -6,7 +6,7 @@ a state dict saved without it has the new names, which are read too.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ PROCESSORS = {
     "dinov2": "BitImageProcessor",
     "dinov2_with_registers": "BitImageProcessor",
 }
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
@@ -34,7 +34,7 @@ _ACTIVATIONS = {
     "hardswish": "hard_swish",
     **{name: name for name in ("relu", "relu6", "leaky_relu", "mish", "sigmoid", "tanh")},
 }
-_WRITTEN_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "hard_swish": "hardswish"}
+WRITTEN_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "hard_swish": "hardswish"}
 # What transformers assumes where config.json is silent.
 _DEFAULTS: dict[str, Any] = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
@@ -53,10 +53,10 @@ _RENAMED = [
 _RENAMED_VIT = [(r"\.mlp\.fc1\.", ".intermediate.dense."), (r"\.mlp\.fc2\.", ".output.dense.")]
 
 
-def check(config: dict[str, Any]) -> None:
-    """Raise unless this is a model type that is read here."""
+def check(config: dict[str, Any], others: Iterable[str] = ()) -> None:
+    """Raise unless this is a model type that is read here; ``others`` are read elsewhere."""
     if config["model_type"] not in list(PROCESSORS):  # a list: the value may be of any kind
-        known = ", ".join(PROCESSORS)
+        known = ", ".join([*PROCESSORS, *others])
         raise ValueError(f"model_type {config['model_type']!r} is not supported; supported are {known}")
 
 
@@ -113,9 +113,9 @@ def _read_config(config: dict[str, Any], tensors: dict[str, Tensor], dino: bool)
     width = c["hidden_size"]
     if c.get("head_dim") not in {None, width // c["num_attention_heads"]}:
         raise ValueError(f"head_dim {c['head_dim']} is not hidden_size / num_attention_heads")
-    if c["hidden_act"] not in _ACTIVATIONS:
+    if c["hidden_act"] not in ACTIVATIONS:
         raise ValueError(
-            f"hidden_act {c['hidden_act']!r} is not supported; supported are {', '.join(_ACTIVATIONS)}"
+            f"hidden_act {c['hidden_act']!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
         )
     head, pooler = tensors.get("classifier.weight"), tensors.get("pooler.dense.weight")
     if pooler is not None and c["pooler_act"] != "tanh":
@@ -129,7 +129,7 @@ def _read_config(config: dict[str, Any], tensors: dict[str, Tensor], dino: bool)
         "depth": c["num_hidden_layers"],
         "num_heads": c["num_attention_heads"],
         "mlp_ratio": ratio(c["intermediate_size"], width),
-        "act_layer": _ACTIVATIONS[c["hidden_act"]],
+        "act_layer": ACTIVATIONS[c["hidden_act"]],
         "norm_eps": c.get("layer_norm_eps", eps),
         "qkv_bias": c["qkv_bias"],
         "pos_drop_rate": c["hidden_dropout_prob"],
@@ -237,13 +237,13 @@ def write(
     config: dict[str, Any] = {
         "architectures": [class_name + ("ForImageClassification" if c["num_classes"] else "Model")],
         "model_type": model_type,
-        "image_size": _one(c["img_size"]),
-        "patch_size": _one(c["patch_size"]),
+        "image_size": one(c["img_size"]),
+        "patch_size": one(c["patch_size"]),
         "num_channels": c["in_chans"],
         "hidden_size": c["embed_dim"],
         "num_hidden_layers": c["depth"],
         "num_attention_heads": c["num_heads"],
-        "hidden_act": _WRITTEN_ACTIVATIONS.get(c["act_layer"], c["act_layer"]),
+        "hidden_act": WRITTEN_ACTIVATIONS.get(c["act_layer"], c["act_layer"]),
         "layer_norm_eps": c["norm_eps"],
         "qkv_bias": c["qkv_bias"],
         "hidden_dropout_prob": c["proj_drop_rate"],
@@ -291,7 +291,8 @@ def _write_tensors(
     return {n if n.startswith("classifier.") else f"{model_type}.{n}": t for n, t in found.items()}
 
 
-def _one(pair: tuple[int, int]) -> int | list[int]:
+def one(pair: tuple[int, int]) -> int | list[int]:
+    """A size as one number where its two are equal."""
     return pair[0] if pair[0] == pair[1] else list(pair)
 
 

@@ -5,9 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-_CONFIGS = ["config.json", "preprocessor_config.json", "processor_config.json"]
+_CONFIGS = ["config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json"]
+_CONFIGS += ["tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json"]
+_CONFIGS += ["special_tokens_map.json"]
 _SAFE = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+_SAFE += ["open_clip_model.safetensors"]
 _PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
+_PICKLES += ["open_clip_pytorch_model.bin"]
 
 
 def find_directory(path_or_hub_id: str | Path, **options: Any) -> Path:

@@ -3,6 +3,7 @@
 
 import pickle
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,23 @@ from vision_accel.io.files import read_json
 
 SAFETENSORS = "model.safetensors"
 _PICKLE = "pytorch_model.bin"
+HF_WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", _PICKLE, f"{_PICKLE}.index.json")
 
 
-def read_tensors(directory: Path) -> dict[str, Tensor]:
+def read_tensors(directory: Path, names: Sequence[str] = ()) -> dict[str, Tensor]:
     """All weights of a checkpoint on the CPU, by the names in the file.
+
+    Args:
+        directory: where they are.
+        names: files to look for first.
 
     Raises:
         FileNotFoundError: no weights, or a shard is missing.
         ValueError: a file is damaged, or not what its name says.
     """
+    for name in names:
+        if (directory / name).is_file():
+            return read_file(directory / name)
     for name, read in ((SAFETENSORS, _read_safetensors), (_PICKLE, _read_pickle)):
         if (directory / name).is_file():
             return read(directory / name)
@@ -40,7 +49,12 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
                     raise FileNotFoundError(f"{index} names {shard}, which is missing")
                 tensors |= read(directory / shard)
             return tensors
-    raise FileNotFoundError(f"no {SAFETENSORS} or {_PICKLE} in {directory}")
+    raise FileNotFoundError(f"no {' or '.join([*names, SAFETENSORS, _PICKLE])} in {directory}")
+
+
+def read_file(file: Path) -> dict[str, Tensor]:
+    """All weights in one file: safetensors by its name, or else a pickle read without executing it."""
+    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:

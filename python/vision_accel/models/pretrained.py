@@ -97,7 +97,7 @@ def load(
     dtype: torch.dtype | None = None,
     **config_overrides: Any,
 ) -> Any:
-    """Load a model, ready for inference; its layout (Hugging Face, timm) is found out.
+    """Load a model, ready for inference; its layout (Hugging Face, timm, open_clip) is found out.
 
     Args:
         path_or_hub_id: a directory, or a repository on the Hugging Face Hub (``org/name[@revision]``).
@@ -133,7 +133,7 @@ def save(model: Pretrained, directory: str | Path, layout: str = "hf") -> None:
     Args:
         model: the model.
         directory: where to; made if missing. Other files in it stay.
-        layout: ``hf`` or ``timm``.
+        layout: ``hf``, ``timm`` (ViT only) or ``open_clip`` (CLIP only).
 
     Raises:
         ValueError: the layout cannot express the model; the message lists why.
@@ -146,7 +146,11 @@ def read_preprocess(checkpoint: Checkpoint, resized_to: tuple[int, int] | None =
     """How a checkpoint prepares images, or would for another image size; None if it does not say."""
     if checkpoint.preprocess is None:
         return None
-    read = {"hf": Preprocess.from_hf, "timm": Preprocess.from_timm}[checkpoint.layout]
+    read = {
+        "hf": Preprocess.from_hf,
+        "timm": Preprocess.from_timm,
+        "open_clip": Preprocess.from_open_clip,
+    }[checkpoint.layout]
     recipe = read(checkpoint.preprocess)
     if resized_to is None:
         return recipe
@@ -163,7 +167,8 @@ def write_preprocess(recipe: Preprocess | None, layout: str) -> dict[str, Any] |
         return None
     if layout == "hf":
         return replace(recipe, crop_offset="floor").to_hf()
-    return replace(recipe, crop_offset="round", alpha="drop").to_timm()
+    recipe = replace(recipe, crop_offset="round", alpha="drop")
+    return recipe.to_open_clip() if layout == "open_clip" else recipe.to_timm()
 
 
 def fill(model: nn.Module, tensors: dict[str, Tensor], fresh: tuple[str, ...]) -> None:

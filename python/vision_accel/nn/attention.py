@@ -24,9 +24,10 @@ class Attention(nn.Module):
         norm_eps: float = 1e-6,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        causal: bool = False,
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.causal = num_heads, causal
         head_dim = dim // num_heads
         self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.q_norm = LayerNorm(head_dim, norm_eps) if qk_norm else nn.Identity()
@@ -43,6 +44,7 @@ class Attention(nn.Module):
         residual: Tensor | None = None,
         scale: Tensor | None = None,
         first: int | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -50,32 +52,47 @@ class Attention(nn.Module):
             x: [B, N, C].
             residual: [B, N, C], added by the output projection.
             scale: [C], multiplies before the residual is added.
-            first: give the output of the first so many tokens only; N is then ``first`` in the residual
-                and in the result. Every token is still attended to.
+            first: give the output of the first so many tokens only (not with ``causal``); N is then
+                ``first`` in the residual and in the result. Every token is still attended to.
+            at: [B] int64, give the output of the token at this place only; N is then 1.
         """
         dropping = self.training and self.attn_drop > 0
-        if first is None and not self.qk_norm and not dropping:
-            y = ops.attention_qkv(self.qkv(x), self.num_heads)  # [B, N, C]
+        if first is None and at is None and not self.qk_norm and not dropping:
+            y = ops.attention_qkv(self.qkv(x), self.num_heads, causal=self.causal)  # [B, N, C]
         else:
-            q, k, v = self._heads(x, first)
+            q, k, v = self._heads(x, first, at)
+            hidden = None  # [B, N], keys that the one query may not see
+            if self.causal and at is not None:
+                hidden = torch.arange(x.shape[1], device=x.device) > at[:, None]
+            causal = self.causal and at is None
             if dropping:
                 q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-                y = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop)
+                mask = None if hidden is None else ~hidden[:, None, None]
+                y = nn.functional.scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, dropout_p=self.attn_drop, is_causal=causal
+                )
                 y = y.transpose(1, 2).flatten(2).to(x.dtype)  # autocast may have made it narrower
             else:
-                y = ops.attention(q, k, v)
+                y = ops.attention(q, k, v, causal=causal, key_padding=hidden)
         return self.proj_drop(self.proj(self.norm(y), residual=residual, scale=scale))
 
-    def _heads(self, x: Tensor, first: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, first, H, D], keys and values [B, N, H, D]."""
+    def _heads(self, x: Tensor, first: int | None, at: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the tokens that are asked for [B, n, H, D], keys and values of all [B, N, H, D]."""
         dim = x.shape[-1]
         split = (self.num_heads, dim // self.num_heads)
-        if first is None:
+        if first is None and at is None:
             q, k, v = self.qkv(x).unflatten(-1, (3, *split)).unbind(2)
         else:
-            q = self.qkv(x[:, :first], rows=(0, dim)).unflatten(-1, split)
+            q = self.qkv(only(x, first, at), rows=(0, dim)).unflatten(-1, split)
             k, v = self.qkv(x, rows=(dim, 3 * dim)).unflatten(-1, (2, *split)).unbind(2)
         return self.q_norm(q), self.k_norm(k), v
+
+
+def only(x: Tensor, first: int | None, at: Tensor | None) -> Tensor:
+    """The first so many tokens of x [B, N, C], or the one at a place [B] in each row: [B, n, C]."""
+    if at is None:
+        return x[:, :first]
+    return x[torch.arange(x.shape[0], device=x.device), at][:, None]
 
 
 class AttentionPool(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vision_accel.nn.attention import Attention
+from vision_accel.nn.attention import Attention, only
 from vision_accel.nn.drop import DropPath
 from vision_accel.nn.mlp import Mlp, SwiGLU
 from vision_accel.nn.norm import LayerNorm
@@ -50,11 +50,21 @@ class Block(nn.Module):
         proj_drop: float = 0.0,
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = LayerNorm(dim, norm_eps)
         self.attn = Attention(
-            dim, num_heads, qkv_bias, proj_bias, qk_norm, scale_attn_norm, norm_eps, attn_drop, proj_drop
+            dim,
+            num_heads,
+            qkv_bias,
+            proj_bias,
+            qk_norm,
+            scale_attn_norm,
+            norm_eps,
+            attn_drop,
+            proj_drop,
+            causal,
         )
         self.ls1 = LayerScale(dim, init_values) if init_values else nn.Identity()
         self.drop_path1 = DropPath(drop_path)
@@ -65,17 +75,19 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, init_values) if init_values else nn.Identity()
         self.drop_path2 = DropPath(drop_path)
 
-    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, first: int | None = None, at: Tensor | None = None) -> Tensor:
         """Map x [B, N, C] -> [B, N, C].
 
-        With ``first``, only the output of the first so many tokens is computed: [B, first, C]. Exact: the
-        other tokens enter through attention alone.
+        With ``first``, only the output of the first so many tokens is computed, [B, first, C]; with ``at``
+        [B], only that of the token at this place in each row, [B, 1, C]. Exact: the other tokens enter
+        through attention alone.
         """
         y = self.norm1(x)
-        if first is None:
+        if first is None and at is None:
             x = self._add(x, self.attn, y, self.ls1, self.drop_path1)
         else:
-            x = self._add(x[:, :first], self.attn, y, self.ls1, self.drop_path1, first=first)
+            kept = only(x, first, at)
+            x = self._add(kept, self.attn, y, self.ls1, self.drop_path1, first=first, at=at)
         return self._add(x, self.mlp, self.norm2(x), self.ls2, self.drop_path2)
 
     def _add(
