@@ -11,7 +11,6 @@ import torch
 Tensor: typing.TypeAlias = torch.Tensor | np.ndarray[typing.Any, typing.Any]
 
 __all__: list[str] = [
-    "LINEAR_PARTS",
     "activation_backward",
     "activation_forward",
     "active_isa",
@@ -39,6 +38,7 @@ __all__: list[str] = [
     "linear_forward",
     "linear_pack",
     "linear_packed_numel",
+    "linear_workspace",
     "max_threads",
     "patchify",
     "resample",
@@ -216,6 +216,8 @@ def linear_backward(
     dscale: Tensor | None,
     workspace: Tensor | None,
     activation: str,
+    tf32: bool,
+    deterministic: bool,
     stream: int,
 ) -> None: ...
 def linear_fingerprint(weight: Tensor | None) -> int: ...
@@ -230,10 +232,13 @@ def linear_forward(
     z: Tensor | None,
     activation: str,
     first: int,
+    tf32: bool,
+    deterministic: bool,
     stream: int,
 ) -> None: ...
 def linear_pack(weight: Tensor | None, packed: Tensor | None) -> None: ...
 def linear_packed_numel(weight: Tensor | None) -> int: ...
+def linear_workspace(dy: Tensor | None, like: Tensor | None, k: int, sums: bool, dweight: bool) -> int: ...
 def max_threads() -> int: ...
 def patchify(x: Tensor | None, patches: Tensor | None, patch_h: int, patch_w: int, stream: int) -> None: ...
 def resample(
@@ -268,5 +273,3 @@ def set_own_threads(n: int) -> None: ...
 def threading_backend() -> str: ...
 def unpatchify(patches: Tensor | None, x: Tensor | None, patch_h: int, patch_w: int, stream: int) -> None: ...
 def version() -> str: ...
-
-LINEAR_PARTS: int = 16

@@ -53,6 +53,7 @@ void linear_forward(const LinearForward& a, Stream stream) {
   check_rows(a.y, "linear: y", m, n);
   check_wide(a.y, "linear: y", a.x);
   if (a.packed.defined()) {
+    check(!runs_on_gpu(a.x.device), "linear: weights on a GPU are not packed");
     check_like(a.packed, "linear: weight", a.x);
     check_contiguous(a.packed, "linear: packed");
     check(a.first >= 0 && a.packed.numel() >= numel_needed(a.x, a.first + n, k),
@@ -101,9 +102,6 @@ void linear_backward(const LinearBackward& a, Stream stream) {
     if (!sum->defined()) continue;
     check_vector(*sum, "linear: dbias and dscale", n);
     check_dtype(*sum, "linear: dbias and dscale", {sum_dtype(like.dtype)});
-    check_shape(a.workspace, "linear: workspace", {kLinearParts, 2, n});
-    check_like(a.workspace, "linear: workspace", *sum);
-    check_contiguous(a.workspace, "linear: workspace");
   }
   if (a.dx.defined()) {
     const auto [dm, k] = a.dx.shape<2>("linear: dx");
@@ -119,9 +117,25 @@ void linear_backward(const LinearBackward& a, Stream stream) {
     check_rows(a.x, "linear: x", m, k);
     check_like(a.x, "linear: x", like);
   }
+  const bool sums = a.dbias.defined() || a.dscale.defined();
+  const int64_t k = a.dweight.defined() ? a.dweight.sizes[1] : 0;
+  if (const int64_t needed = linear_workspace(a.dy.device, like.dtype, m, n, k, sums, a.dweight.defined())) {
+    check_dtype(a.workspace, "linear: workspace", {sum_dtype(like.dtype)});
+    check_device(a.workspace, "linear: workspace", a.dy);
+    check_contiguous(a.workspace, "linear: workspace");
+    check(a.workspace.numel() >= needed, "linear: workspace is too small");
+  }
   dispatch_device(
       a.dy.device, "linear", [&](auto isa) { cpu::linear_backward<isa()>(a); },
       [&] { cuda::linear_backward(a, stream); });
+}
+
+int64_t linear_workspace(Device device, [[maybe_unused]] DType dtype, [[maybe_unused]] int64_t rows,
+                         int64_t n, [[maybe_unused]] int64_t k, bool sums, [[maybe_unused]] bool dweight) {
+  if constexpr (kOpHasCuda) {
+    if (runs_on_gpu(device)) return cuda::linear_workspace(dtype, rows, n, k, sums, dweight);
+  }
+  return sums ? kLinearParts * 2 * n : 0;
 }
 
 int64_t linear_packed_numel(const TensorView& weight) {

@@ -20,7 +20,9 @@ struct LinearForward {
   TensorView y;         // [M, N]  out, wide
   TensorView z;         // [M, N]  out, as x: x weight^T + bias, for backward; may be absent
   Activation activation;
-  int64_t first;  // the row of packed that output feature 0 is
+  int64_t first;               // the row of packed that output feature 0 is
+  bool tf32 = false;           // GPU: f32 operands may be rounded to tf32
+  bool deterministic = false;  // GPU: the kernel must not depend on M
 };
 
 // dz = dy * scale * act'(z);  dx = dz weight;  dweight = dz^T x;  dbias = sum dz;  dscale = sum dy * act(z).
@@ -36,11 +38,16 @@ struct LinearBackward {
   TensorView dweight;    // [N, K]  out, as x; may be absent
   TensorView dbias;      // [N]     out, f32 (f64 for f64); may be absent
   TensorView dscale;     // [N]     out, like dbias
-  TensorView workspace;  // [kLinearParts, 2, N]  like dbias; needed for dbias and dscale
+  TensorView workspace;  // linear_workspace elements like dbias; may be absent when that is 0
   Activation activation;
+  bool tf32 = false, deterministic = false;  // as in forward
 };
 
-// The row sums of dbias and dscale are cut into this many parts, whatever the number of threads.
+// The elements of f32 (f64 for f64) that a backward needs beside its outputs. dtype is that of x.
+int64_t linear_workspace(Device device, DType dtype, int64_t rows, int64_t n, int64_t k, bool sums,
+                         bool dweight);
+
+// On the CPU the row sums of dbias and dscale are cut into this many parts, whatever the number of threads.
 inline constexpr int64_t kLinearParts = 16;
 
 void linear_forward(const LinearForward& args, Stream stream);
@@ -66,6 +73,7 @@ void linear_pack(const TensorView& weight, const TensorView& packed);
 }  // namespace cpu
 
 namespace cuda {
+int64_t linear_workspace(DType dtype, int64_t rows, int64_t n, int64_t k, bool sums, bool dweight);
 void linear_forward(const LinearForward& args, Stream stream);
 void linear_backward(const LinearBackward& args, Stream stream);
 }  // namespace cuda

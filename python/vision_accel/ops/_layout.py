@@ -17,6 +17,17 @@ def stream_of(x: Tensor) -> int:
     return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
 
 
+def product_options(x: Tensor) -> tuple[bool, bool]:
+    """What torch is set to for matrix products of ``x`` on a GPU.
+
+    Whether float32 may be rounded to tf32, and whether a row's bits must not depend on the other rows.
+    """
+    if not x.is_cuda:
+        return False, False
+    tf32 = x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return tf32, torch.are_deterministic_algorithms_enabled()
+
+
 def statistics_dtype(x: Tensor) -> torch.dtype:
     """The dtype of statistics and parameter-gradient sums: float64 for float64 inputs, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

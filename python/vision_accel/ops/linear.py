@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vision_accel import _C
 from vision_accel.ops import _pack_cache
-from vision_accel.ops._layout import dense_rows, statistics_dtype, stream_of
+from vision_accel.ops._layout import dense_rows, product_options, statistics_dtype, stream_of
 from vision_accel.ops._register import register
 
 
@@ -26,6 +26,8 @@ def linear(
     """``residual + scale * act(x @ weight.T + bias)``, computed in float32 and rounded once.
 
     On the CPU, a weight that needs no gradient is kept in packed form between calls (see ``_pack_cache``).
+    On a GPU, float32 products are exact unless ``torch.backends.cuda.matmul.allow_tf32``, and with
+    ``torch.use_deterministic_algorithms`` a row's bits do not depend on the number of rows.
 
     Args:
         x: [..., K], float32, float64, float16 or bfloat16.
@@ -116,6 +118,7 @@ def _run(
         z if save_z else None,
         activation,
         begin,
+        *product_options(x),
         stream_of(x),
     )
     return outputs
@@ -173,20 +176,24 @@ def _grad_run(
     dx, dweight, dbias, dscale = parts
     dy = dense_rows(dy)
     keeps_dy = activation == "none" and scale is None and dy.dtype == dtype
-    sums = dbias is not None or dscale is not None
+    sums, needs_dweight = dbias is not None or dscale is not None, dweight is not None
+    dz = None if keeps_dy else torch.empty_like(dy, dtype=dtype, memory_format=torch.contiguous_format)
+    k = math.prod(weight_shape[1:])
+    scratch = _C.linear_workspace(dy, outputs[0], k, sums, needs_dweight)
     _C.linear_backward(
         dy,
         None if dweight is None or x is None else dense_rows(x),
         None if weight is None else _matrix(weight, begin, end),
         z,
         _part(scale, begin, end),
-        None if keeps_dy else torch.empty_like(dy, dtype=dtype, memory_format=torch.contiguous_format),
+        dz,
         dx,
         None if dweight is None else dweight.flatten(1),
         dbias,
         dscale,
-        dy.new_empty((_C.LINEAR_PARTS, 2, end - begin), dtype=statistics_dtype(dy)) if sums else None,
+        dy.new_empty(scratch, dtype=statistics_dtype(dy)) if scratch else None,
         activation,
+        *product_options(outputs[0]),
         stream_of(dy),
     )
     return outputs
