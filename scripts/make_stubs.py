@@ -36,7 +36,7 @@ def generate() -> str:
             r"^(from __future__ .*|import (collections.abc|typing|numpy.*|torch))\n", "", text, flags=re.M
         )
         for name in ("simt_selftest", "set_simt_mode"):  # test builds only
-            text = re.sub(rf"^def {name}\(.*\n|'{name}', ", "", text, flags=re.M)
+            text = re.sub(rf"^def {name}\(.*\n(?: .*\n)*|'{name}', ", "", text, flags=re.M)
         text = text.replace("typing.SupportsInt | typing.SupportsIndex", "int")
         text = text.replace("typing.SupportsFloat | typing.SupportsIndex", "float")
         path.write_text(HEADER + text)

@@ -19,11 +19,11 @@ void run(int64_t N, int64_t M, int64_t D, bool causal, bool padded) {
   TensorView mask = padding.view;
   mask.dtype = DType::boolean;
   Array<T> y({B, N, H, D}), dq({B, N, H, D}), dk({B, M, H, D}), dv({B, M, H, D});
-  Array<C> lse({B, H, N});
+  Array<C> lse({B, H, N}), delta({B, H, N});
   const TensorView key_padding = padded ? mask : TensorView{};
   attention_forward({q.view, k.view, v.view, key_padding, y.view, lse.view, causal, scale}, 0);
-  attention_backward({q.view, k.view, v.view, key_padding, y.view, lse.view, dy.view, dq.view, dk.view,
-                      dv.view, causal, scale},
+  attention_backward({q.view, k.view, v.view, key_padding, y.view, lse.view, delta.view, dy.view, dq.view,
+                      dk.view, dv.view, causal, scale},
                      0);
   const auto zeros = [](int64_t n) { return std::vector<double>(static_cast<size_t>(n)); };
   auto want_y = zeros(B * N * H * D), want_dq = want_y, want_dk = zeros(B * M * H * D), want_dv = want_dk;

@@ -12,7 +12,8 @@ void run(int64_t rows, int64_t dim) {
   const auto x = random<T>({rows, dim}), residual = random<T>({rows, dim}), dsum = random<T>({rows, dim});
   const auto weight = random<T>({dim}), bias = random<T>({dim}), dy = random<T>({rows, dim});
   Array<T> y({rows, dim}), sum({rows, dim}), dx({rows, dim});
-  Array<C> mean({rows}), rstd({rows}), dweight({dim}), dbias({dim}), work({kLayerNormParts, 2, dim});
+  Array<C> mean({rows}), rstd({rows}), dweight({dim}), dbias({dim}),
+      work({layer_norm_parts({}, rows), 2, dim});
   const double eps = 1e-5;
   layer_norm_forward(
       {x.view, residual.view, weight.view, bias.view, y.view, sum.view, mean.view, rstd.view, eps}, 0);

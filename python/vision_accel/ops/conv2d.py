@@ -177,10 +177,10 @@ def grad_outputs(
 
 def sum_pixels(dy: Tensor, out: Tensor) -> None:
     """The gradient by the bias."""
-    rows, n = dy.flatten(0, 2), dy.shape[3]
-    work = dy.new_empty((_C.LINEAR_PARTS, 2, n), dtype=out.dtype)
+    rows = dy.flatten(0, 2)
+    work = dy.new_empty(_C.linear_workspace(rows, rows, 0, True, False), dtype=out.dtype)
     none = (None,) * 4
-    _C.linear_backward(rows, *none, None, None, None, out, None, work, "none", stream_of(dy))
+    _C.linear_backward(rows, *none, None, None, None, out, None, work, "none", False, False, stream_of(dy))
 
 
 def _grad_run(
