@@ -20,8 +20,11 @@ void register_adamw(pybind11::module_& m) {
       arg("beta2"), arg("eps"), arg("weight_decay"), arg("grad_scale"), arg("stream"), NoGil());
   m.def(
       "grad_norm",
-      [](List grads, const TensorView& norm, Stream stream) { grad_norm({grads, norm}, stream); },
-      arg("grads"), arg("norm"), arg("stream"), NoGil());
+      [](List grads, const TensorView& norm, const TensorView& workspace, Stream stream) {
+        grad_norm({grads, norm, workspace}, stream);
+      },
+      arg("grads"), arg("norm"), arg("workspace"), arg("stream"), NoGil());
+  m.attr("GRAD_NORM_BLOCKS") = kGradNormBlocks;
 }
 
 }  // namespace va

@@ -41,16 +41,16 @@ void register_cross_entropy(pybind11::module_& m) {
       arg("reduction"), arg("ignore_index"), arg("stream"), NoGil());
   m.def(
       "cross_entropy_backward",
-      [](T dloss, T logits, T target, T lse, T dlogits, T dtarget, double label_smoothing,
+      [](T dloss, T logits, T target, T lse, T dlogits, T dtarget, T scale, double label_smoothing,
          const std::string& reduction, int64_t ignore_index, Stream stream) {
         cross_entropy_backward(
             {dloss.flat("cross_entropy: dloss"), logits.as_rows("cross_entropy: logits"), target_rows(target),
              lse.flat("cross_entropy: lse"), dlogits.as_rows("cross_entropy: dlogits"),
-             dtarget.as_rows("cross_entropy: dtarget"), label_smoothing, parse_reduction(reduction),
-             ignore_index},
+             dtarget.as_rows("cross_entropy: dtarget"), scale.flat("cross_entropy: scale"), label_smoothing,
+             parse_reduction(reduction), ignore_index},
             stream);
       },
-      arg("dloss"), arg("logits"), arg("target"), arg("lse"), arg("dlogits"), arg("dtarget"),
+      arg("dloss"), arg("logits"), arg("target"), arg("lse"), arg("dlogits"), arg("dtarget"), arg("scale"),
       arg("label_smoothing"), arg("reduction"), arg("ignore_index"), arg("stream"), NoGil());
 }
 

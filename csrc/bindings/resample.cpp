@@ -90,12 +90,14 @@ void register_resample(py::module_& m) {
   m.def(
       "resample",
       [](T image, T out, T table, T workspace, int filter, Size size, Box box, Size corner, bool flip,
-         bool planar, bool vertical_first, int threads) {
+         bool planar, bool vertical_first, int threads, Stream stream) {
         resample(make(image, out, table, workspace, filter, size, box, corner, flip, planar, vertical_first,
-                      threads));
+                      threads),
+                 stream);
       },
       arg("image"), arg("out"), arg("table"), arg("workspace"), arg("filter"), arg("size"), arg("box"),
-      arg("corner"), arg("flip"), arg("planar"), arg("vertical_first"), arg("threads"), NoGil());
+      arg("corner"), arg("flip"), arg("planar"), arg("vertical_first"), arg("threads"), arg("stream"),
+      NoGil());
 
   // Seen from Python only as what a memoryview refers to, so it has no name in the module.
   py::class_<ArrowPixels>(py::handle(), "ArrowPixels", py::buffer_protocol()).def_buffer([](ArrowPixels& p) {

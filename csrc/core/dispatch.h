@@ -10,6 +10,7 @@
 #include "core/check.h"
 #include "core/cpu_features.h"
 #include "core/device.h"
+#include "core/device_guard.h"
 #include "core/dtype.h"
 
 namespace va {
@@ -73,7 +74,10 @@ static constexpr bool kOpHasCuda = false;
 template <class Cpu, class Cuda>
 void dispatch_device(Device device, const char* op, Cpu&& cpu, Cuda&& cuda) {
   if constexpr (kOpHasCuda) {
-    if (runs_on_gpu(device)) return cuda();
+    if (runs_on_gpu(device)) {
+      const DeviceGuard guard(device);
+      return cuda();
+    }
   }
   if (device.type == DeviceType::cpu) return dispatch_isa(cpu);
   const bool built = std::string(cuda_status()).rfind("built with CUDA", 0) == 0;

@@ -11,6 +11,7 @@ import torch
 Tensor: typing.TypeAlias = torch.Tensor | np.ndarray[typing.Any, typing.Any]
 
 __all__: list[str] = [
+    "GRAD_NORM_BLOCKS",
     "activation_backward",
     "activation_forward",
     "active_isa",
@@ -128,6 +129,7 @@ def cross_entropy_backward(
     lse: Tensor | None,
     dlogits: Tensor | None,
     dtarget: Tensor | None,
+    scale: Tensor | None,
     label_smoothing: float,
     reduction: str,
     ignore_index: int,
@@ -146,7 +148,9 @@ def cross_entropy_forward(
 ) -> None: ...
 def cuda_status() -> str: ...
 def fma_peak(seconds: float = 0.2) -> float: ...
-def grad_norm(grads: typing.Sequence[Tensor | None], norm: Tensor | None, stream: int) -> None: ...
+def grad_norm(
+    grads: typing.Sequence[Tensor | None], norm: Tensor | None, workspace: Tensor | None, stream: int
+) -> None: ...
 def group_norm_backward(
     dy: Tensor | None,
     x: Tensor | None,
@@ -254,6 +258,7 @@ def resample(
     planar: bool,
     vertical_first: bool,
     threads: int,
+    stream: int,
 ) -> None: ...
 def resample_workspace(
     image: Tensor | None,
@@ -273,3 +278,5 @@ def set_own_threads(n: int) -> None: ...
 def threading_backend() -> str: ...
 def unpatchify(patches: Tensor | None, x: Tensor | None, patch_h: int, patch_w: int, stream: int) -> None: ...
 def version() -> str: ...
+
+GRAD_NORM_BLOCKS: int = 512

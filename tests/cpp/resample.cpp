@@ -69,7 +69,7 @@ void run(int64_t h, int64_t w, int64_t C, int64_t height, int64_t width, Filter 
   args.box[3] = static_cast<float>(h);
   Array<uint8_t> workspace({resample_workspace(args)});
   args.workspace = workspace.view;
-  resample(args);
+  resample(args, 0);
   CHECK(got.data == want.data);
 }
 

@@ -79,6 +79,11 @@ void adamw(const AdamW& a, Stream stream) {
 void grad_norm(const GradNorm& a, Stream stream) {
   check_shape(a.norm, "grad_norm: norm", {});
   check_dtype(a.norm, "grad_norm: norm", {DType::f64});
+  if (runs_on_gpu(a.norm.device)) {
+    check_shape(a.workspace, "grad_norm: workspace", {kGradNormBlocks});
+    check_like(a.workspace, "grad_norm: workspace", a.norm);
+    check_contiguous(a.workspace, "grad_norm: workspace");
+  }
   std::vector<AdamWTensor> list;
   list.reserve(a.grads.size());
   int64_t chunks = 0;

@@ -25,6 +25,7 @@ struct AdamW {
 struct GradNorm {
   std::vector<TensorView> grads;  // f32 | f64 | f16 | bf16, without holes
   TensorView norm;                // []  out, f64: the square root of the sum of all squares
+  TensorView workspace;           // [kGradNormBlocks]  f64, used on the GPU
 };
 
 void adamw(const AdamW& args, Stream stream);
@@ -33,7 +34,8 @@ void grad_norm(const GradNorm& args, Stream stream);
 // All tensors cut into chunks of kAdamWChunk elements, counted through the list. The cut does not depend on
 // threads, so neither do results.
 inline constexpr int64_t kAdamWChunk = 16384;
-inline constexpr int64_t kGradNormParts = 64;  // partial sums of the norm
+inline constexpr int64_t kGradNormParts = 64;    // partial sums of the norm on the CPU
+inline constexpr int64_t kGradNormBlocks = 512;  // and on the GPU, at most
 
 struct AdamWTensor {
   DType dtype;

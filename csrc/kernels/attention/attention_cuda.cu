@@ -1,22 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/attention/attention_cuda.h"
 
-#include <cstdint>
 #include <initializer_list>
 #include <type_traits>
 
 #include "core/dtype.h"
+#include "kernels/common/vectors.cuh"
 
 namespace va {
 namespace {
 
-bool rows_are_aligned(const TensorView& x) {
-  if (reinterpret_cast<uintptr_t>(x.data) % 16 != 0) return false;
-  for (int i = 0; i < 3; ++i) {
-    if (x.sizes[i] > 1 && x.strides[i] * size_of(x.dtype) % 16 != 0) return false;
-  }
-  return true;
-}
+using simt::aligned16;
 
 // Calls f(type tag, padded head dim) where the tensor-core kernels can run; says whether it did.
 template <class F>
@@ -25,7 +19,7 @@ bool with_tensor_cores(std::initializer_list<const TensorView*> tensors, F&& f) 
   const int64_t dim = q.sizes[3];
   if ((q.dtype != DType::f16 && q.dtype != DType::bf16) || dim % 8 != 0 || dim > 128) return false;
   for (const TensorView* x : tensors) {
-    if (!rows_are_aligned(*x)) return false;
+    if (!aligned16(*x)) return false;
   }
   const auto by_dim = [&](auto type) {
     if (dim <= 32) return f(type, std::integral_constant<int, 32>{});

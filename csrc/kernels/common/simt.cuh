@@ -19,6 +19,7 @@
 #include "simt/emulator.h"
 #define VA_DEVICE inline
 #define VA_KERNEL(threads) inline void
+#define VA_PARAMETER
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -27,6 +28,7 @@
 #include "core/check.h"
 #define VA_DEVICE __device__ __forceinline__
 #define VA_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define VA_PARAMETER __grid_constant__  // an argument that is read in place, not copied to local memory
 #endif
 
 namespace va::simt {
@@ -102,15 +104,26 @@ template <class T>
 VA_DEVICE Pack<T> load16(const T* p) {
 #ifdef VA_SIMT
   emulator::check_aligned16(p);
-#endif
   return *reinterpret_cast<const Pack<T>*>(p);
+#else
+  // One instruction: copying the struct may load each element.
+  const int4 raw = *reinterpret_cast<const int4*>(p);
+  Pack<T> v;
+  memcpy(&v, &raw, 16);
+  return v;
+#endif
 }
 template <class T>
 VA_DEVICE void store16(T* p, const Pack<T>& v) {
 #ifdef VA_SIMT
   emulator::check_aligned16(p);
-#endif
   *reinterpret_cast<Pack<T>*>(p) = v;
+#else
+  uint32_t w[4];
+  memcpy(w, &v, 16);
+  asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+               : "memory");
+#endif
 }
 
 // --- shared memory --------------------------------------------------------------------------------------
@@ -131,7 +144,7 @@ VA_DEVICE void store16(Shared<T> p, const Pack<T>& v) {
 }
 #else
 template <class T>
-using Shared = T*;
+using Shared = T*;  // store16 is for global memory: a Shared is filled element by element or by copy16_async
 template <class T>
 VA_DEVICE Shared<T> shared_memory(int byte_offset) {
   extern __shared__ __align__(128) unsigned char va_shared_memory[];
@@ -288,7 +301,13 @@ VA_DEVICE float rsqrt_of(float x) {
   return rsqrtf(x);
 #endif
 }
-VA_DEVICE double rsqrt_of(double x) { return 1.0 / sqrt(x); }
+VA_DEVICE double rsqrt_of(double x) {
+#ifdef VA_SIMT
+  return 1.0 / std::sqrt(x);
+#else
+  return rsqrt(x);
+#endif
+}
 
 // --- launch
 // ---------------------------------------------------------------------------------------------------
@@ -318,18 +337,27 @@ void launch(const char* what, Kernel kernel, Dim3 grid, int threads, int shared_
 #endif
 }
 
+// Copies host memory to the device in stream order; `from` may be freed when this returns.
+inline void copy_to_device(const char* what, void* to, const void* from, int64_t bytes, Stream stream) {
+  const auto n = static_cast<size_t>(bytes);
+#ifdef VA_SIMT
+  (void)what, (void)stream;
+  std::memcpy(to, from, n);
+#else
+  cuda_check(cudaMemcpyAsync(to, from, n, cudaMemcpyHostToDevice, reinterpret_cast<cudaStream_t>(stream)),
+             what);
+#endif
+}
+
 // The number of multiprocessors, to size persistent grids; small in the emulator to exercise their loops.
 inline int multiprocessors() {
 #ifdef VA_SIMT
   return 2;
 #else
-  static const int count = [] {
-    int device = 0, n = 0;
-    cuda_check(cudaGetDevice(&device), "cudaGetDevice");
-    cuda_check(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-    return n;
-  }();
-  return count;
+  int device = 0, n = 0;
+  cuda_check(cudaGetDevice(&device), "cudaGetDevice");
+  cuda_check(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  return n;
 #endif
 }
 

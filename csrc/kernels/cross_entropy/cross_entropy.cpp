@@ -29,7 +29,7 @@ void check_target(const TensorView& target, const TensorView& logits, int64_t ig
   check_contiguous(target, "cross_entropy: target");
   if (target.dtype != DType::i64) return check_shape(target, "cross_entropy: target", {rows, classes});
   check_shape(target, "cross_entropy: target", {rows});
-  if (target.device.type != DeviceType::cpu) return;  // a kernel checks these
+  if (runs_on_gpu(target.device)) return;  // a kernel checks these
   const int64_t* t = target.ptr<int64_t>();
   for (int64_t i = 0; i < rows; ++i) {
     if ((t[i] < 0 || t[i] >= classes) && t[i] != ignore_index) {
@@ -67,6 +67,7 @@ void cross_entropy_backward(const CrossEntropyBackward& a, Stream stream) {
   check_target(a.target, a.logits, a.ignore_index);
   check_vector(a.dloss, "cross_entropy: dloss", a.reduction == Reduction::none ? rows : 1, a.logits);
   check_vector(a.lse, "cross_entropy: lse", rows, a.logits);
+  if (runs_on_gpu(a.logits.device)) check_vector(a.scale, "cross_entropy: scale", 1, a.logits);
   if (a.dlogits.defined()) {
     check_rows(a.dlogits, "cross_entropy: dlogits", rows, classes, a.logits);
     check_like(a.dlogits, "cross_entropy: dlogits", a.logits);

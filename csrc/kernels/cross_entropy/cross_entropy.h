@@ -2,7 +2,9 @@
 // Softmax cross-entropy over the last axis, with class indices or class probabilities, label smoothing e and
 // an index to ignore. With logp = x - lse and t the one-hot or given target,
 //   loss = -sum_k ((1 - e) t_k + e / K) logp_k.
-// Statistics in f32 (f64 for f64). Label smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7.
+// Statistics in f32 (f64 for f64). A class index out of range is an error on the CPU; on the GPU, where the
+// host would have to wait for the indices, it makes the loss and the gradient of its row NaN. Label
+// smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7.
 #pragma once
 #include "core/cpu_features.h"
 #include "core/tensor_view.h"
@@ -31,6 +33,7 @@ struct CrossEntropyBackward {
   TensorView lse;      // [rows]
   TensorView dlogits;  // [rows, K]  out, as logits; contiguous rows; may be absent
   TensorView dtarget;  // [rows, K]  out, as target; only for probabilities, may be absent
+  TensorView scale;    // [1]  workspace as loss, used on the GPU
   double label_smoothing;
   Reduction reduction;
   int64_t ignore_index;

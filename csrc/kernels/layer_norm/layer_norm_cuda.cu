@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "core/dispatch.h"
-#include "kernels/common/simt.cuh"
+#include "kernels/common/vectors.cuh"
 
 namespace va {
 namespace {
@@ -297,13 +297,6 @@ reduce_parts_kernel(const C* workspace, C* dweight, C* dbias, int parts, int dim
     if (dweight) dweight[column] = w;
     if (dbias) dbias[column] = b;
   }
-}
-
-bool aligned16(const TensorView& v) {
-  if (!v.defined()) return true;
-  const int64_t size = size_of(v.dtype);
-  const bool rows = v.ndim < 2 || v.sizes[0] <= 1 || v.strides[0] * size % 16 == 0;
-  return reinterpret_cast<uintptr_t>(v.data) % 16 == 0 && rows;
 }
 
 // The longest row that is kept in registers; more would spill.

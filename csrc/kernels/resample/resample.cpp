@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <vector>
 
 #include "core/dispatch.h"
 #include "core/parallel.h"
@@ -160,6 +161,7 @@ int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 struct Call {
   AxisArgs x, y;
   ResamplePlan plan;
+  int64_t table_bytes;  // of the weights, at the start of the workspace
   int64_t bytes;
 };
 
@@ -171,6 +173,7 @@ Call make_call(const Resample& a, uint8_t* memory) {
   Call call{{a.filter, w, a.box[0], a.box[2], a.width, a.left, columns, a.flip},
             {a.filter, h, a.box[1], a.box[3], a.height, a.top, rows, false},
             {},
+            0,
             0};
   ResamplePlan& p = call.plan;
   p.x = measure(call.x);
@@ -183,10 +186,12 @@ Call make_call(const Resample& a, uint8_t* memory) {
 
   p.pixel = w == 1 ? c : a.image.strides[1];
   const double reach = 2 * p.x.support + 2;
-  const auto span = [&](int64_t n) {  // source columns that n output columns need, at most
-    return static_cast<int64_t>(
-        std::min(static_cast<double>(w), std::ceil(static_cast<double>(n - 1) * p.x.scale + reach)));
+  const auto span_of = [](const ResampleAxis& axis, int64_t n, int64_t source) {
+    const double pixels = static_cast<double>(n - 1) * axis.scale + 2 * axis.support + 2;
+    return static_cast<int64_t>(std::min(static_cast<double>(source), std::ceil(pixels)));
   };
+  const auto span = [&](int64_t n) { return span_of(p.x, n, w); };  // source columns of n columns, at most
+  p.pass_bytes = channels * (a.vertical_first ? rows * span(columns) : span_of(p.y, rows, h) * columns);
   const double room = static_cast<double>(kTileBytes / (ResamplePlan::kRows * p.pixel)) - reach;
   const double fitting = std::clamp(room / p.x.scale, 16.0, static_cast<double>(columns + 16));
   p.chunk = std::min(static_cast<int64_t>(fitting) / 16 * 16, round_up(columns, 16));
@@ -210,6 +215,7 @@ Call make_call(const Resample& a, uint8_t* memory) {
     axis->weights = arena.take<int32_t>(axis->count * axis->max_pairs * 2);
   }
   p.values = arena.take<double>(2 * std::max(p.x.max_pairs, p.y.max_pairs));
+  call.table_bytes = arena.used();
   const int64_t lines = a.vertical_first ? ResamplePlan::kRows : 1;  // finished rows
   p.part_bytes = round_up(lines * p.pitch + p.band_rows * p.band_pitch + p.tile_bytes, 64);
   p.part_memory = arena.take<uint8_t>(p.parts * p.part_bytes);
@@ -252,7 +258,6 @@ void check_arguments(const Resample& a) {
   const auto out = a.out.shape<3>("resample: out");
   check_dtype(a.out, "resample: out", {DType::u8, DType::f32});
   check_device(a.out, "resample: out", a.image);
-  check(a.image.device.type == DeviceType::cpu, "resample: image must be on the CPU");
   const int64_t channels = a.planar ? out[0] : out[2];
   check(channels >= 1 && channels <= c, "resample: out cannot have more channels than the image");
   check_axis("height", a.height, a.top, a.planar ? out[1] : out[0]);
@@ -268,24 +273,9 @@ void check_arguments(const Resample& a) {
   }
 }
 
-}  // namespace
-
-int64_t resample_workspace(const Resample& a) {
-  check_arguments(a);
-  return make_call(a, nullptr).bytes;
-}
-
-void resample(const Resample& a) {
-  check_arguments(a);
-  Call call = make_call(a, a.workspace.ptr<uint8_t>());
-  if (a.out.numel() == 0) return;
-  // The number of threads may have changed since the workspace was measured: use what there is.
+// Fills the tables and what follows from them.
+void fill(Call& call) {
   ResamplePlan& p = call.plan;
-  check_dtype(a.workspace, "resample: workspace", {DType::u8});
-  check_contiguous(a.workspace, "resample: workspace");
-  const int64_t fixed = call.bytes - round_up(p.parts * p.part_bytes, 64);
-  p.parts = std::min(p.parts, (a.workspace.numel() - fixed) / p.part_bytes);
-  check(p.parts >= 1, "resample: workspace is too small");
   fill(p.x, call.x, p.values);
   fill(p.y, call.y, p.values);
   p.begin = p.x.first[0];
@@ -294,7 +284,44 @@ void resample(const Resample& a) {
     p.begin = std::min<int64_t>(p.begin, p.x.first[i]);
     p.end = std::max<int64_t>(p.end, p.x.first[i] + p.x.taps[i]);
   }
-  dispatch_isa([&](auto isa) { cpu::resample<isa()>(a, p); });
+}
+
+}  // namespace
+
+int64_t resample_workspace(const Resample& a) {
+  check_arguments(a);
+  const Call call = make_call(a, nullptr);
+  return runs_on_gpu(a.image.device) ? call.table_bytes + call.plan.pass_bytes : call.bytes;
+}
+
+void resample(const Resample& a, Stream stream) {
+  check_arguments(a);
+  Call call = make_call(a, a.workspace.ptr<uint8_t>());
+  if (a.out.numel() == 0) return;
+  check_dtype(a.workspace, "resample: workspace", {DType::u8});
+  check_device(a.workspace, "resample: workspace", a.image);
+  check_contiguous(a.workspace, "resample: workspace");
+  dispatch_device(
+      a.image.device, "resample",
+      [&](auto isa) {
+        // The number of threads may have changed since the workspace was measured: use what there is.
+        ResamplePlan& p = call.plan;
+        const int64_t fixed = call.bytes - round_up(p.parts * p.part_bytes, 64);
+        p.parts = std::min(p.parts, (a.workspace.numel() - fixed) / p.part_bytes);
+        check(p.parts >= 1, "resample: workspace is too small");
+        fill(call);
+        cpu::resample<isa()>(a, p);
+      },
+      [&] {
+        check(a.workspace.numel() >= call.table_bytes + call.plan.pass_bytes,
+              "resample: workspace is too small");
+        // The weights come from the host's arithmetic, or they would not be Pillow's to the last bit.
+        std::vector<double> memory(static_cast<size_t>(call.table_bytes) / sizeof(double));
+        auto* const tables = reinterpret_cast<uint8_t*>(memory.data());
+        Call filled = make_call(a, tables);
+        fill(filled);
+        cuda::resample(a, filled.plan, tables, call.table_bytes, stream);
+      });
 }
 
 }  // namespace va

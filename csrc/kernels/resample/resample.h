@@ -30,7 +30,7 @@ struct Resample {
 };
 
 int64_t resample_workspace(const Resample& args);  // bytes; does not look at args.workspace
-void resample(const Resample& args);
+void resample(const Resample& args, Stream stream);
 
 // The weights of one axis, for each output position that is computed. Taps come in pairs, each weight k split
 // as k = high * 2^16 + low with 16-bit parts: two multiply-adds of 16-bit pairs then give the exact sum.
@@ -46,11 +46,12 @@ struct ResampleAxis {
   const int32_t* weights_at(int64_t i) const { return weights + i * max_pairs * 2; }
 };
 
-// How a call is cut up. Everything the CPU kernels need beside the arguments.
+// How a call is cut up. Everything the kernels need beside the arguments.
 struct ResamplePlan {
   static constexpr int64_t kRows = 32;  // rows that are filtered horizontally together
 
   ResampleAxis x, y;
+  int64_t pass_bytes;          // between the two passes on the GPU, at most
   double* values;              // [longest filter]  scratch of the weight computation
   int64_t pixel;               // bytes from source pixel to source pixel
   int64_t begin, end;          // source columns that are needed
@@ -69,5 +70,12 @@ namespace cpu {
 template <Isa isa>
 void resample(const Resample& args, const ResamplePlan& plan);
 }  // namespace cpu
+
+namespace cuda {
+// The plan's tables are in host memory, `table_bytes` from `tables` on; the workspace takes a copy of them
+// and, behind it, what one pass hands to the other.
+void resample(const Resample& args, const ResamplePlan& plan, const uint8_t* tables, int64_t table_bytes,
+              Stream stream);
+}  // namespace cuda
 
 }  // namespace va

@@ -90,5 +90,5 @@ def grad_norm(grads: Sequence[Tensor]) -> Tensor:
     device = grads[0].device if grads else torch.device("cpu")
     norm = torch.empty((), dtype=torch.float64, device=device)
     dense = [g if g.is_contiguous() else g.contiguous() for g in grads]
-    _C.grad_norm(dense, norm, stream_of(norm))
+    _C.grad_norm(dense, norm, norm.new_empty(_C.GRAD_NORM_BLOCKS), stream_of(norm))
     return norm if any(g.dtype == torch.float64 for g in grads) else norm.float()

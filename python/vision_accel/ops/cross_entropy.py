@@ -37,7 +37,8 @@ def cross_entropy(
         a scalar, or [...] without reduction; in the dtype of the logits (promoted with probabilities').
 
     Raises:
-        ValueError: a shape does not match, a class index is out of range, an option is unknown.
+        ValueError: a shape does not match, a class index is out of range, an option is unknown. On a GPU a
+            class index out of range gives NaN instead: an error would have to wait for the indices.
         TypeError: a dtype is not supported.
 
     Source: Szegedy et al. 2015, arXiv:1512.00567 (label smoothing); ``torch.nn.functional.cross_entropy``.
@@ -110,6 +111,7 @@ def _grad_run(
         lse,
         dlogits,
         dtarget if needs_target else None,
+        lse.new_empty(1),
         label_smoothing,
         reduction,
         ignore_index,

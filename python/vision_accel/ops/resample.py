@@ -54,7 +54,7 @@ def resample(
     threads. Channels are resized independently: for RGBA, Pillow multiplies colour by alpha first.
 
     Args:
-        image: [h, w, C] uint8 with C <= 4, a numpy array or a CPU tensor, of any strides. Rows of 3-byte
+        image: [h, w, C] uint8 with C <= 4, a numpy array or a tensor, of any strides. Rows of 3-byte
             and of 4-byte pixels (a view ``rgbx[..., :3]``) are read in place, others are copied.
         size: (height, width) of the whole resized image, in pixels.
         interpolation: "nearest", "box", "bilinear", "hamming", "bicubic" or "lanczos".
@@ -114,7 +114,7 @@ def resample(
         image = np.ascontiguousarray(image)
     arguments = (image, out, table, *call)
     workspace = np.empty(_C.resample_workspace(*arguments), np.uint8)
-    _C.resample(image, out, table, workspace, *call)
+    _C.resample(image, out, table, workspace, *call, stream=0)
     return out
 
 
@@ -198,6 +198,7 @@ def _readable(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 if torch is not None:
+    from vision_accel.ops._layout import stream_of
     from vision_accel.ops._register import register
 
     def _outputs(image: "Tensor", table: "Tensor | None", shape: list[int]) -> "Tensor":
@@ -208,7 +209,7 @@ if torch is not None:
         if not _readable(image.shape, image.stride()):
             image = image.contiguous()
         needed = _C.resample_workspace(image, out, table, *call)
-        _C.resample(image, out, table, torch.empty(needed, dtype=torch.uint8), *call)
+        _C.resample(image, out, table, image.new_empty(needed), *(*call, stream_of(image)))
         return out
 
     def _fake(image: "Tensor", table: "Tensor | None", shape: list[int], *_call: Any) -> "Tensor":
@@ -224,5 +225,5 @@ if torch is not None:
 
     def _op(image: "Tensor", table: Any, *rest: Any) -> Any:
         if isinstance(table, np.ndarray):
-            table = torch.tensor(table)
+            table = torch.tensor(table, device=image.device)
         return _dispatch(image, table, *rest)

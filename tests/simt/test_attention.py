@@ -1,44 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own CUDA kernels, run on the CPU by the emulator at small sizes, under the accuracy rule."""
-
 import pytest
 import torch
 
-from vision_accel import _C, ops
+from vision_accel import ops
 from vision_accel.testing import reference
 from vision_accel.testing.compare import assert_accurate
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(_C, "set_simt_mode"), reason="this build has no VISION_ACCEL_SIMT"
-)
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 HALVES = [torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(autouse=True)
-def _simt():
-    _C.set_simt_mode(True)
-    yield
-    _C.set_simt_mode(False)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(3, 768), (2, 5, 33), (40, 16), (2, 2056), (1, 2048)], ids=str)
-@pytest.mark.parametrize("residual", [False, True])
-def test_layer_norm(shape, dtype, residual):
-    x, r = (torch.randn(shape).to(dtype) for _ in range(2))
-    w, b = (torch.randn(shape[-1]).to(dtype) for _ in range(2))
-    if residual:
-        ours = lambda x, w, b, r: ops.layer_norm(x, w, b, residual=r)  # noqa: E731
-        theirs = lambda x, w, b, r: reference.layer_norm(x, w, b, residual=r)  # noqa: E731
-        assert_accurate(ours, theirs, (x, w, b, r))
-    else:
-        assert_accurate(ops.layer_norm, reference.layer_norm, (x, w, b))
-
-
-def test_layer_norm_without_parameters_and_misaligned():
-    x = torch.randn(7, 65)[:, 1:]
-    assert_accurate(ops.layer_norm, reference.layer_norm, (x, None, None))
 
 
 def attention_case(n, m, dim, dtype, batch=1, heads=2):
