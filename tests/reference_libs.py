@@ -38,3 +38,8 @@ def open_clip() -> Any:
     """The open_clip module; skips the test where it is not installed."""
     pytest.importorskip("torchvision")
     return pytest.importorskip("open_clip")
+
+
+def diffusers() -> Any:
+    """The diffusers module; skips the test where it is not installed."""
+    return pytest.importorskip("diffusers")

@@ -17,6 +17,7 @@ __version__: str = _C.version()
 
 # Public name -> the module that defines it.
 _LAZY: dict[str, str] = {
+    "AutoencoderKL": "vision_accel.models",
     "CLIP": "vision_accel.models",
     "ViT": "vision_accel.models",
     "classify": "vision_accel.infer",

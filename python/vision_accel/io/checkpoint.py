@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from vision_accel.io import hf_clip, hf_vit, open_clip, timm_vit
+from vision_accel.io import autoencoder, hf_clip, hf_vit, open_clip, timm_vit
 from vision_accel.io.files import read_json, write_json, written_aside
-from vision_accel.io.tensors import HF_WEIGHTS, SAFETENSORS, read_tensors, write_tensors
+from vision_accel.io.tensors import HF_WEIGHTS, SAFETENSORS, read_file, read_tensors, write_tensors
 
-LAYOUTS = ("hf", "timm", "open_clip")
+LAYOUTS = ("hf", "timm", "open_clip", "diffusers", "ldm")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -56,13 +56,20 @@ class Checkpoint:
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
-    """Read a directory, finding out its layout.
+    """Read a directory, or a single file of LDM, finding out its layout.
+
+    A directory of a diffusers pipeline stands for the autoencoder in its ``vae``.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: an unknown layout, a damaged file, missing or unexpected weights, or an option that
             cannot be honoured; the message names it.
     """
+    file = _single_file(directory)
+    if file is not None:
+        return _located(file, lambda: _read_ldm(file))
+    if (directory / "model_index.json").is_file() and (directory / "vae").is_dir():
+        directory = directory / "vae"
     has_open_clip = (directory / open_clip.CONFIG).is_file()
     if has_open_clip and not _is_hf_clip(directory):
         return _located(directory, lambda: _read_open_clip(directory))
@@ -73,9 +80,12 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         return _located(directory, lambda: _read_hf(directory, config))
     if "architecture" in config:
         return _located(directory, lambda: _read_timm(directory, config))
+    if config.get("_class_name") == "AutoencoderKL":
+        return _located(directory, lambda: _read_diffusers(directory, config))
     raise ValueError(
         f"{directory / 'config.json'} is of no known layout: it has neither model_type (Hugging Face) "
-        f"nor architecture (timm), but {', '.join(sorted(config)) or 'nothing'}"
+        f"nor architecture (timm) nor _class_name AutoencoderKL (diffusers), "
+        f"but {', '.join(sorted(config)) or 'nothing'}"
     )
 
 
@@ -106,6 +116,23 @@ def _read_hf(directory: Path, config: dict[str, Any]) -> Checkpoint:
 def _read_timm(directory: Path, config: dict[str, Any]) -> Checkpoint:
     variant, fields, tensors, labels, pretrained = timm_vit.read(config, read_tensors(directory))
     return Checkpoint("vit", "timm", fields, tensors, variant, labels, pretrained)
+
+
+def _read_diffusers(directory: Path, config: dict[str, Any]) -> Checkpoint:
+    fields, tensors = autoencoder.read_diffusers(config, read_tensors(directory, autoencoder.WEIGHTS))
+    return Checkpoint("autoencoderkl", "diffusers", fields, tensors)
+
+
+def _read_ldm(file: Path) -> Checkpoint:
+    return Checkpoint("autoencoderkl", "ldm", *autoencoder.read_ldm(read_file(file)))
+
+
+def _single_file(path: Path) -> Path | None:
+    """The weights where there is nothing else: a file, or our own name of one in a directory."""
+    if path.is_file():
+        return path
+    named = path / autoencoder.LDM_FILE
+    return named if named.is_file() and not (path / "config.json").is_file() else None
 
 
 def _read_open_clip(directory: Path) -> Checkpoint:
@@ -157,6 +184,11 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {checkpoint.layout!r}")
     c = checkpoint
+    if (c.model == "autoencoderkl") != (c.layout in ("diffusers", "ldm")):
+        raise ValueError(f"the layout {c.layout!r} is for another kind of model")
+    if c.model == "autoencoderkl":
+        _write_autoencoder(directory, c)
+        return
     if c.model == "clip":
         _write_clip(directory, c)
         return
@@ -171,6 +203,15 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
         if c.layout == "hf" and c.preprocess is not None:
             write_json(aside / _HF_PROCESSORS[0], c.preprocess)
         write_json(aside / "config.json", config)
+
+
+def _write_autoencoder(directory: Path, c: Checkpoint) -> None:
+    single = c.layout == "ldm"
+    tensors = autoencoder.write_ldm(c.config, c.tensors) if single else c.tensors
+    with written_aside(directory) as aside:
+        write_tensors(aside / (autoencoder.LDM_FILE if single else autoencoder.WEIGHTS[0]), tensors)
+        if not single:
+            write_json(aside / "config.json", autoencoder.write_diffusers(c.config))
 
 
 def _write_clip(directory: Path, c: Checkpoint) -> None:

@@ -7,19 +7,22 @@ from typing import Any
 
 _CONFIGS = ["config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json"]
 _CONFIGS += ["tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json"]
-_CONFIGS += ["special_tokens_map.json"]
+_CONFIGS += ["special_tokens_map.json", "model_index.json", "vae/config.json"]
 _SAFE = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 _SAFE += ["open_clip_model.safetensors"]
+_SAFE += ["diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"]
 _PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
 _PICKLES += ["open_clip_pytorch_model.bin"]
+_PICKLES += ["diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.bin"]
+_FILES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 
 
 def find_directory(path_or_hub_id: str | Path, **options: Any) -> Path:
     """The local directory of a checkpoint, downloading the files it needs where it is a hub id.
 
     Args:
-        path_or_hub_id: a directory, or ``organisation/name``; ``hf-hub:`` in front forces the hub, and
-            ``@revision`` behind picks a branch, tag or commit. ``HF_HUB_OFFLINE`` is honoured.
+        path_or_hub_id: a directory, a file of weights, or ``organisation/name``; ``hf-hub:`` in front forces
+            the hub, and ``@revision`` behind picks a branch, tag or commit. ``HF_HUB_OFFLINE`` is honoured.
         options: of ``huggingface_hub.snapshot_download``: ``revision``, ``token``, ``cache_dir``, ...
 
     Raises:
@@ -30,6 +33,8 @@ def find_directory(path_or_hub_id: str | Path, **options: Any) -> Path:
     local = Path(text.removeprefix("local-dir:"))
     if not text.startswith("hf-hub:"):
         if local.is_dir():
+            return local
+        if local.is_file() and local.suffix in _FILES:
             return local
         if local.exists():
             raise NotADirectoryError(f"{local} is a file; give the directory that holds it")
@@ -51,7 +56,7 @@ def _download(hub_id: str, options: dict[str, Any]) -> Path:
         ) from e
     try:
         found = Path(snapshot_download(hub_id, allow_patterns=_CONFIGS + _SAFE, **options))
-        if not any(found.glob("*.safetensors")):
+        if not any(found.rglob("*.safetensors")):
             found = Path(snapshot_download(hub_id, allow_patterns=_CONFIGS + _PICKLES, **options))
     except (HfHubHTTPError, HFValidationError, OSError) as e:
         reason = str(e).strip().splitlines()

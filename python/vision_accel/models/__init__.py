@@ -6,6 +6,7 @@ import fnmatch
 from pathlib import Path
 from typing import Any
 
+from vision_accel.models.autoencoder_kl import VARIANTS, AutoencoderKL, AutoencoderKLConfig
 from vision_accel.models.clip import CLIP
 from vision_accel.models.clip_config import CLIPConfig, TextConfig, clip_variants
 from vision_accel.models.pretrained import load, save
@@ -14,6 +15,8 @@ from vision_accel.models.vit_config import ViTConfig, variants
 
 __all__ = [
     "CLIP",
+    "AutoencoderKL",
+    "AutoencoderKLConfig",
     "CLIPConfig",
     "TextConfig",
     "ViT",
@@ -30,7 +33,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
     CLIPs have open_clip's names (``ViT-B-32``) or Hugging Face's (``clip_vit_base_patch32``).
     """
-    return sorted(fnmatch.filter([*variants(), *clip_variants()], pattern))
+    return sorted(fnmatch.filter([*variants(), *clip_variants(), *VARIANTS], pattern))
 
 
 def create_model(name: str, *, pretrained: str | Path | None = None, **overrides: Any) -> Any:
@@ -49,11 +52,13 @@ def create_model(name: str, *, pretrained: str | Path | None = None, **overrides
     """
     if name in clip_variants():
         return CLIP.create(name, pretrained, **overrides)
+    if name in VARIANTS and pretrained is None:
+        return AutoencoderKL(AutoencoderKLConfig.named(name, **overrides))
     if pretrained is not None:
         raise ValueError("pretrained: bare weight files are read for CLIP only; use va.load(directory)")
     known = variants()
     if name not in known:
-        near = difflib.get_close_matches(name, [*known, *clip_variants()], 3)
+        near = difflib.get_close_matches(name, [*known, *clip_variants(), *VARIANTS], 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "va.list_models() lists the names"
         raise ValueError(f"unknown model {name!r}; {hint}")
     return ViT(ViTConfig.named(name, **overrides))

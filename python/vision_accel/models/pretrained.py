@@ -97,10 +97,13 @@ def load(
     dtype: torch.dtype | None = None,
     **config_overrides: Any,
 ) -> Any:
-    """Load a model, ready for inference; its layout (Hugging Face, timm, open_clip) is found out.
+    """Load a model, ready for inference; its layout is found out.
+
+    The layouts are those of Hugging Face, timm, open_clip, diffusers and LDM.
 
     Args:
-        path_or_hub_id: a directory, or a repository on the Hugging Face Hub (``org/name[@revision]``).
+        path_or_hub_id: a directory, a single file of LDM, or a repository on the Hugging Face Hub
+            (``org/name[@revision]``).
         device: where to put it.
         dtype: its floating dtype; None for that of the file.
         config_overrides: fields of its config to change. ``num_classes=10`` gives it a new head, freshly
@@ -133,7 +136,8 @@ def save(model: Pretrained, directory: str | Path, layout: str = "hf") -> None:
     Args:
         model: the model.
         directory: where to; made if missing. Other files in it stay.
-        layout: ``hf``, ``timm`` (ViT only) or ``open_clip`` (CLIP only).
+        layout: ``hf``, ``timm`` (ViT only) or ``open_clip`` (CLIP only); of an autoencoder ``diffusers``,
+            which is the same as ``hf``, or ``ldm``.
 
     Raises:
         ValueError: the layout cannot express the model; the message lists why.

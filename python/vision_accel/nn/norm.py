@@ -16,3 +16,17 @@ class LayerNorm(torch.nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [..., C]."""
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class GroupNorm(torch.nn.GroupNorm):
+    """``torch.nn.GroupNorm`` of channels-last images, with an activation behind it."""
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-6, activation: str = "none") -> None:
+        super().__init__(groups, channels, eps)
+        self.activation = activation
+
+    def forward(self, x: Tensor, statistics: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Normalise x [B, ..., C]; ``statistics`` as in :func:`vision_accel.ops.group_norm`."""
+        return ops.group_norm(
+            x, self.num_groups, self.weight, self.bias, self.eps, self.activation, statistics=statistics
+        )

@@ -172,8 +172,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, dy: Tensor, _dmean: Tensor, _dvariance: Tensor) -> tuple[Tensor | None, ...]:
-    weight, bias = ctx.saved_tensors[3:]
-    dx, dweight, dbias = _grad(dy, *ctx.saved_tensors, ctx.eps, ctx.activation)
+    saved = *_, weight, bias = ctx.saved_tensors
+    dx, dweight, dbias = _grad(dy, *saved, ctx.eps, ctx.activation)
     return dx, dweight.to(weight.dtype), dbias.to(bias.dtype), None, None, None
 
 

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AutoencoderKL, the variational autoencoder of latent diffusion.
+
+Source: Rombach et al. 2021, arXiv:2112.10752. Options, parameter names and numerics are those of diffusers'
+``AutoencoderKL``, so its checkpoints load without a key map, and its pipelines take this model as their
+``vae``. Images and latents are [B, C, h, w] at the border, channels-last inside.
+"""
+
+import difflib
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vision_accel.io import Checkpoint
+from vision_accel.models.posterior import Decoded, Posterior
+from vision_accel.models.pretrained import Pretrained, fill
+from vision_accel.nn import Conv2d, DownBlock, GroupNorm, MidBlock, UpBlock
+from vision_accel.nn.resnet import wide_dtype
+
+
+@dataclass(frozen=True)
+class AutoencoderKLConfig:
+    """Options of :class:`AutoencoderKL`, named and preset as in diffusers.
+
+    Attributes:
+        in_channels: of the images that are encoded.
+        out_channels: of the images that are decoded.
+        block_out_channels: width at each resolution, from the finest; each but the last halves the size.
+        layers_per_block: residual blocks at each resolution of the encoder; the decoder has one more.
+        latent_channels: of a latent.
+        norm_num_groups: groups of every norm; divides all widths.
+        mid_block_add_attention: attention in the middle of encoder and decoder.
+        use_quant_conv: a 1 x 1 convolution behind the encoder.
+        use_post_quant_conv: a 1 x 1 convolution in front of the decoder.
+        scaling_factor: what a diffusion model sees is ``(latent - shift_factor) * scaling_factor``.
+        shift_factor: None: 0.
+        sample_size: height and width that it was trained at.
+        latents_mean: carried for others.
+        latents_std: carried for others.
+        force_upcast: a note to diffusers that its own model overflows in float16; this one does not.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    mid_block_add_attention: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+    sample_size: int = 32
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+    force_upcast: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("block_out_channels", "latents_mean", "latents_std"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(value))
+        positive = ("in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups")
+        wrong = [f"{n} must be positive, got {getattr(self, n)}" for n in positive if getattr(self, n) < 1]
+        if not self.block_out_channels:
+            wrong.append("block_out_channels must not be empty")
+        for width in self.block_out_channels:
+            if width < 1 or width % self.norm_num_groups:
+                wrong.append(f"norm_num_groups={self.norm_num_groups} must divide the width {width}")
+        if wrong:
+            raise ValueError("AutoencoderKL: " + "; ".join(wrong))
+
+    @property
+    def factor(self) -> int:
+        """How many pixels of an image one pixel of a latent stands for, in each direction."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @classmethod
+    def named(cls, name: str, **changes: Any) -> "AutoencoderKLConfig":
+        """The config of a known variant, with some fields changed; an unknown name is a ValueError."""
+        if name not in VARIANTS:
+            raise ValueError(f"unknown model {name!r}; there are {', '.join(VARIANTS)}")
+        return cls().replace(**{**VARIANTS[name], **changes})
+
+    def replace(self, **changes: Any) -> "AutoencoderKLConfig":
+        """A copy with some fields changed; an unknown field is a TypeError that names the nearest one."""
+        names = [f.name for f in fields(self)]
+        for name in changes:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
+                raise TypeError(f"AutoencoderKL has no option {name!r}{hint}")
+        return replace(self, **changes)
+
+
+_SD = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512}
+_16 = {
+    **_SD,
+    "latent_channels": 16,
+    "sample_size": 1024,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "autoencoder_kl_sd": _SD,  # Rombach et al. 2021, kl-f8
+    "autoencoder_kl_sdxl": {**_SD, "scaling_factor": 0.13025, "sample_size": 1024},  # arXiv:2307.01952
+    "autoencoder_kl_sd3": {**_16, "scaling_factor": 1.5305, "shift_factor": 0.0609},  # arXiv:2403.03206
+    "autoencoder_kl_flux": {**_16, "scaling_factor": 0.3611, "shift_factor": 0.1159},  # FLUX.1
+}
+
+
+class Encoder(nn.Module):
+    """[B, h, w, in_channels] -> moments [B, h / factor, w / factor, 2 * latent_channels]."""
+
+    def __init__(self, c: AutoencoderKLConfig) -> None:
+        super().__init__()
+        widths, last = c.block_out_channels, len(c.block_out_channels) - 1
+        self.conv_in = Conv2d(c.in_channels, widths[0], 3, pad=1)
+        self.down_blocks = nn.ModuleList(
+            DownBlock(widths[max(i - 1, 0)], width, c.layers_per_block, c.norm_num_groups, i == last)
+            for i, width in enumerate(widths)
+        )
+        self.mid_block = MidBlock(widths[-1], c.norm_num_groups, c.mid_block_add_attention)
+        self.conv_norm_out = GroupNorm(c.norm_num_groups, widths[-1], activation="silu")
+        self.conv_out = Conv2d(widths[-1], 2 * c.latent_channels, 3, pad=1)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode channels-last images."""
+        x = self.conv_in(x, out_dtype=wide_dtype(x.dtype))
+        for block in (*self.down_blocks, self.mid_block):
+            x = _run(block, x, self.grad_checkpointing)
+        return self.conv_out(self.conv_norm_out(x))
+
+
+class Decoder(nn.Module):
+    """[B, h, w, latent_channels] -> images [B, factor * h, factor * w, out_channels]."""
+
+    def __init__(self, c: AutoencoderKLConfig) -> None:
+        super().__init__()
+        widths = c.block_out_channels[::-1]
+        last = len(widths) - 1
+        self.conv_in = Conv2d(c.latent_channels, widths[0], 3, pad=1)
+        self.mid_block = MidBlock(widths[0], c.norm_num_groups, c.mid_block_add_attention)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(widths[max(i - 1, 0)], width, c.layers_per_block + 1, c.norm_num_groups, i == last)
+            for i, width in enumerate(widths)
+        )
+        self.conv_norm_out = GroupNorm(c.norm_num_groups, widths[-1], activation="silu")
+        self.conv_out = Conv2d(widths[-1], c.out_channels, 3, pad=1)
+        self.grad_checkpointing = False
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode channels-last latents."""
+        x = self.conv_in(z, out_dtype=wide_dtype(z.dtype))
+        for block in (self.mid_block, *self.up_blocks):
+            x = _run(block, x, self.grad_checkpointing)
+        return self.conv_out(self.conv_norm_out(x))
+
+
+def _run(block: nn.Module, x: Tensor, checkpointed: bool) -> Tensor:
+    if checkpointed and torch.is_grad_enabled():
+        return checkpoint(block, x, use_reentrant=False)
+    return block(x)
+
+
+class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image-to-image"):
+    """Images [B, 3, h, w] in [-1, 1] <-> latents [B, latent_channels, h / factor, w / factor].
+
+    Attributes:
+        config: what it is built from.
+    """
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.encoder = Encoder(c)
+        self.decoder = Decoder(c)
+        two = 2 * c.latent_channels
+        self.quant_conv = Conv2d(two, two, 1) if c.use_quant_conv else None
+        self.post_quant_conv = (
+            Conv2d(c.latent_channels, c.latent_channels, 1) if c.use_post_quant_conv else None
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, and of the images and latents that it takes."""
+        return self.encoder.conv_in.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.encoder.conv_in.weight.device
+
+    def num_params(self, trainable: bool = False) -> int:
+        """Number of parameters; with ``trainable`` only those that require gradients."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in training: blocks are computed again in the backward pass."""
+        self.encoder.grad_checkpointing = self.decoder.grad_checkpointing = enable
+
+    def scale_latents(self, latents: Tensor) -> Tensor:
+        """Latents of the encoder as a diffusion model sees them."""
+        return (latents - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
+
+    def unscale_latents(self, latents: Tensor) -> Tensor:
+        """What a diffusion model made, as the decoder takes it: undoes :meth:`scale_latents`."""
+        return latents / self.config.scaling_factor + (self.config.shift_factor or 0.0)
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> Any:
+        """Images -> the posterior of their latents.
+
+        Args:
+            x: [B, in_channels, h, w] in [-1, 1]; h and w are multiples of ``config.factor``.
+            return_dict: False for a tuple of the posterior, as diffusers has it.
+
+        Returns:
+            A :class:`Posterior`; its ``latent_dist`` is itself, for callers written for diffusers.
+
+        Raises:
+            ValueError: not such images.
+        """
+        c = self.config
+        if x.ndim != 4 or x.shape[1] != c.in_channels:
+            raise ValueError(f"AutoencoderKL: x must be [B, {c.in_channels}, h, w], got {list(x.shape)}")
+        if x.shape[2] % c.factor or x.shape[3] % c.factor or 0 in x.shape[2:]:
+            raise ValueError(
+                f"AutoencoderKL: height and width must be multiples of {c.factor}, got {x.shape[2]} x"
+                f" {x.shape[3]}; forward() and va.reconstruct pad and crop back"
+            )
+        moments = self.encoder(x.permute(0, 2, 3, 1).contiguous())
+        if self.quant_conv is not None:
+            moments = self.quant_conv(moments)
+        posterior = Posterior(moments.permute(0, 3, 1, 2))
+        return posterior if return_dict else (posterior,)
+
+    def decode(self, z: Tensor, return_dict: bool = True, generator: Any = None) -> Any:
+        """Latents -> images.
+
+        Args:
+            z: [B, latent_channels, h, w], not scaled (see :meth:`unscale_latents`).
+            return_dict: False for a tuple of the images, as diffusers has it.
+            generator: not used; diffusers' pipelines pass one.
+
+        Returns:
+            [B, out_channels, factor * h, factor * w], about in [-1, 1]. Its ``sample`` is itself, for callers
+            written for diffusers.
+
+        Raises:
+            ValueError: not such latents.
+        """
+        self._check_latent(z)
+        x = self.decoder(self._enter(z)).permute(0, 3, 1, 2)
+        return Decoded.of(x) if return_dict else (x,)
+
+    def _check_latent(self, z: Tensor) -> None:
+        channels = self.config.latent_channels
+        if z.ndim != 4 or z.shape[1] != channels or 0 in z.shape[2:]:
+            raise ValueError(f"AutoencoderKL: z must be [B, {channels}, h, w], got {list(z.shape)}")
+
+    def _enter(self, z: Tensor) -> Tensor:
+        """Latents channels-last, through the post-quantisation convolution."""
+        z = z.permute(0, 2, 3, 1).contiguous()
+        return z if self.post_quant_conv is None else self.post_quant_conv(z)
+
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Any:
+        """Encode and decode; sizes that the factor does not divide are padded by their edge and cropped back.
+
+        Args:
+            sample: [B, in_channels, h, w] in [-1, 1].
+            sample_posterior: draw the latents instead of taking their mean.
+            return_dict: False for a tuple of the images.
+            generator: of the draw.
+        """
+        if sample.ndim != 4:
+            shape = list(sample.shape)
+            raise ValueError(f"AutoencoderKL: x must be [B, {self.config.in_channels}, h, w], got {shape}")
+        h, w = sample.shape[2:]
+        below, right = -h % self.config.factor, -w % self.config.factor
+        if below or right:
+            sample = nn.functional.pad(sample, (0, right, 0, below), "replicate")
+        posterior = self.encode(sample)
+        z = posterior.sample(generator) if sample_posterior else posterior.mode()
+        x = self.decode(z, return_dict=False)[0][:, :, :h, :w]
+        return Decoded.of(x) if return_dict else (x,)
+
+    # Checkpoints.
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, **overrides: Any) -> "AutoencoderKL":
+        """Build the model that a checkpoint describes, with some config fields changed."""
+        try:
+            stored = AutoencoderKLConfig().replace(**checkpoint.config)
+        except TypeError as e:
+            raise ValueError(str(e)) from e
+        with torch.device("meta"):
+            model = cls(stored.replace(**overrides))
+        fill(model, checkpoint.tensors, ())
+        return model
+
+    def to_checkpoint(self, layout: str) -> Checkpoint:
+        """Describe this model for a layout, ``diffusers`` (also called ``hf``) or ``ldm``."""
+        config = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
+        layout = "diffusers" if layout == "hf" else layout
+        return Checkpoint("autoencoderkl", layout, config, self.state_dict())

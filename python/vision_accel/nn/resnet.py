@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks of convolutional autoencoders on channels-last images. Parameters are named as in diffusers.
+
+The stream that residual blocks add to may be float32 beside 16-bit weights: what overflows in 16 bits are its
+sums. Norms bring it down to the weights' dtype, which is safe behind a normalisation.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from vision_accel import ops
+from vision_accel.nn.conv import Conv2d, UpsampleConv2d
+from vision_accel.nn.linear import Linear
+from vision_accel.nn.norm import GroupNorm
+
+
+class ResnetBlock(nn.Module):
+    """``shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))))))``.
+
+    Source: He et al. 2016, arXiv:1603.05027, as in Rombach et al. 2021, arXiv:2112.10752.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(groups, in_channels, activation="silu")
+        self.conv1 = Conv2d(in_channels, out_channels, 3, pad=1)
+        self.norm2 = GroupNorm(groups, out_channels, activation="silu")
+        self.conv2 = Conv2d(out_channels, out_channels, 3, pad=1)
+        self.conv_shortcut = Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, h, w, C] -> [B, h, w, N] in the dtype of x."""
+        h = self.conv1(self.norm1(x), out_dtype=x.dtype)
+        h = self.norm2(h)
+        return self.conv2(h, residual=x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class SpatialAttention(nn.Module):
+    """Self-attention of one head over the pixels, added to its input."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = GroupNorm(groups, channels)
+        self.to_q, self.to_k, self.to_v = (Linear(channels, channels) for _ in range(3))
+        self.to_out = nn.ModuleList([Linear(channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, h, w, C] -> the same."""
+        tokens = self.group_norm(x).flatten(1, 2)  # [B, N, C]
+        q, k, v = (part(tokens).unsqueeze(2) for part in (self.to_q, self.to_k, self.to_v))  # [B, N, 1, C]
+        y = ops.attention(q, k, v)
+        return self.to_out[0](y, residual=x.flatten(1, 2)).view(x.shape)
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block."""
+
+    def __init__(self, channels: int, groups: int, attention: bool) -> None:
+        super().__init__()
+        self.attentions = nn.ModuleList([SpatialAttention(channels, groups)] if attention else [])
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, h, w, C] -> the same."""
+        x = self.resnets[0](x)
+        for attention in self.attentions:
+            x = attention(x)
+        return self.resnets[1](x)
+
+
+class Downsample(nn.Module):
+    """3 x 3 convolution of stride 2 that sees one row and column more below and on the right."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(channels, channels, 3, 2, (0, 1, 0, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, h, w, C] -> [B, h / 2, w / 2, C]."""
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Twice the size by repeated pixels, and a 3 x 3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = UpsampleConv2d(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, h, w, C] -> [B, 2 h, 2 w, C]."""
+        return self.conv(x)
+
+
+class DownBlock(nn.Module):
+    """Residual blocks, then half the size."""
+
+    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, last: bool) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * layers
+        self.resnets = nn.ModuleList(ResnetBlock(a, b, groups) for a, b in pairwise(widths))
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(out_channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, h, w, C] -> [B, h / 2, w / 2, N]; the last block keeps the size."""
+        for layer in (*self.resnets, *self.downsamplers):
+            x = layer(x)
+        return x
+
+
+class UpBlock(nn.Module):
+    """Residual blocks, then twice the size."""
+
+    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, last: bool) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * layers
+        self.resnets = nn.ModuleList(ResnetBlock(a, b, groups) for a, b in pairwise(widths))
+        self.upsamplers = nn.ModuleList([] if last else [Upsample(out_channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, h, w, C] -> [B, 2 h, 2 w, N]; the last block keeps the size."""
+        for layer in (*self.resnets, *self.upsamplers):
+            x = layer(x)
+        return x
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the residual stream beside weights of ``dtype``."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

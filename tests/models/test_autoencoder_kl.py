@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+import vision_accel as va
+from tests import reference_libs
+from tests.models import vae_cases
+from vision_accel.models.posterior import Posterior
+
+SMALL = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 16}
+
+
+def small(**changes):
+    return va.create_model("autoencoder_kl_sd", **{**SMALL, **changes}).eval()
+
+
+def assert_close(ours, theirs, tolerance=1e-4):
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
+@pytest.fixture(params=vae_cases.CONFIGS, ids=str)
+def pair(request, tmp_path):
+    """The reference model, and ours loaded from what it saved."""
+    model = vae_cases.reference(**vae_cases.CONFIGS[request.param])
+    model.save_pretrained(tmp_path)
+    return model, va.load(tmp_path)
+
+
+@pytest.mark.parity
+def test_outputs_of_diffusers(pair):
+    reference, ours = pair
+    x = vae_cases.images(reference)
+    with torch.no_grad():
+        theirs, mine = reference.encode(x).latent_dist, ours.encode(x)
+        assert_close(mine.mean, theirs.mean)
+        assert_close(mine.logvar, theirs.logvar)
+        images = reference.decode(theirs.mean).sample
+        assert_close(ours.decode(theirs.mean), images)
+        assert_close(ours(x), reference(x).sample)
+
+
+@pytest.mark.parity
+def test_gradients_of_a_training_loss(pair):
+    reference, ours = pair
+    x = vae_cases.images(reference, size=(16, 24))
+    grads = []
+    for model in (reference, ours.train()):
+        posterior = model.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(1))
+        y = model.decode(posterior.mean + posterior.std * noise).sample
+        loss = (y - x.mean(1, keepdim=True)).abs().mean() + 1e-3 * posterior.kl().mean()
+        loss.backward()
+        grads.append({n: p.grad for n, p in model.named_parameters()})
+    assert grads[0].keys() == grads[1].keys()
+    largest = max(g.abs().max() for g in grads[0].values())
+    for name, theirs in grads[0].items():
+        error = (grads[1][name] - theirs).abs().max()
+        assert error <= 1e-4 * theirs.abs().max() + 1e-6 * largest, name
+
+
+@pytest.mark.parity
+def test_posterior_of_diffusers():
+    reference_libs.diffusers()
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    moments, others = torch.randn(2, 8, 3, 5) * 3, torch.randn(2, 8, 3, 5)
+    moments[0, 4, 0, 0], moments[0, 4, 0, 1] = 100.0, -100.0
+    theirs, ours = DiagonalGaussianDistribution(moments), Posterior(moments)
+    for name in ("mean", "logvar", "std", "var"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    torch.testing.assert_close(ours.kl(), theirs.kl())
+    torch.testing.assert_close(ours.kl(Posterior(others)), theirs.kl(DiagonalGaussianDistribution(others)))
+    sample = torch.randn(2, 4, 3, 5)
+    torch.testing.assert_close(ours.nll(sample), theirs.nll(sample))
+    draws = [p.sample(torch.Generator().manual_seed(3)) for p in (ours, theirs)]
+    assert torch.equal(*draws)
+    assert torch.equal(ours.mode(), theirs.mode())
+
+
+@pytest.mark.parity
+def test_a_pipeline_of_diffusers_takes_it():
+    diffusers, transformers = reference_libs.diffusers(), reference_libs.transformers()
+    reference = vae_cases.reference(**SMALL)
+    ours = small()
+    ours.load_state_dict(reference.state_dict())
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=8,
+    )
+    config = transformers.CLIPTextConfig(
+        vocab_size=99,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    text = transformers.CLIPTextModel(config)
+    results = []
+    for vae in (reference, ours):
+        pipe = diffusers.StableDiffusionImg2ImgPipeline(
+            vae=vae,
+            text_encoder=text,
+            tokenizer=None,
+            unet=unet,
+            scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        image = torch.rand(1, 3, 16, 16, generator=generator)
+        embeds = torch.randn(1, 7, 16, generator=generator)
+        results.append(
+            pipe(
+                prompt_embeds=embeds,
+                image=image,
+                strength=0.5,
+                num_inference_steps=4,
+                guidance_scale=1.0,
+                generator=generator,
+                output_type="pt",
+            ).images
+        )
+    assert_close(results[1], results[0], 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "channels"),
+    [("sd", 83.65, 4), ("sdxl", 83.65, 4), ("sd3", 83.82, 16), ("flux", 83.82, 16)],
+)
+def test_variants(name, millions, channels):
+    with torch.device("meta"):
+        model = va.create_model(f"autoencoder_kl_{name}")
+    assert round(model.num_params() / 1e6, 2) == millions
+    assert model.config.latent_channels == channels
+    assert f"autoencoder_kl_{name}" in va.list_models("autoencoder*")
+
+
+def test_latents_are_scaled_and_unscaled():
+    model = small(scaling_factor=0.5, shift_factor=0.1)
+    z = torch.randn(1, 4, 2, 2)
+    assert torch.allclose(model.scale_latents(z), (z - 0.1) * 0.5)
+    assert torch.allclose(model.unscale_latents(model.scale_latents(z)), z)
+
+
+def test_calls_of_diffusers():
+    model = small()
+    x = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        posterior = model.encode(x)
+        assert posterior.latent_dist is posterior
+        assert model.encode(x, return_dict=False)[0].mean.equal(posterior.mean)
+        y = model.decode(posterior.mode())
+        assert type(y.sample) is torch.Tensor
+        assert type(y + 1) is torch.Tensor
+        assert torch.equal(y.sample, model.decode(posterior.mode(), return_dict=False, generator=None)[0])
+    model.decode(posterior.mode()).sample.sum().backward()
+    assert model.decoder.conv_in.weight.grad.any()
+
+
+def test_an_image_is_independent_of_the_batch_and_of_threads():
+    model = small()
+    x = torch.rand(3, 3, 16, 24) * 2 - 1
+    with torch.no_grad():
+        whole = model(x)
+        assert torch.equal(whole[1:2], model(x[1:2]))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        assert torch.equal(whole, model(x))
+        torch.set_num_threads(threads)
+
+
+def test_any_size_is_padded_and_cropped_back():
+    model = small()
+    x = torch.rand(1, 3, 13, 10)
+    with torch.no_grad():
+        padded = torch.nn.functional.pad(x, (0, 0, 0, 1), "replicate")
+        assert torch.equal(model(x), model(padded)[:, :, :13])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_low_precision_does_not_overflow(dtype):
+    """Weights like SDXL's: the stream is larger than float16 can hold, norms bring it down again."""
+    model = small()
+    with torch.no_grad():
+        model.decoder.conv_in.weight.mul_(3e5)
+        for block in model.decoder.mid_block.resnets:
+            block.conv2.weight.mul_(1e5)
+    low = small().to(dtype)
+    low.load_state_dict(model.state_dict())
+    wide = small()
+    wide.load_state_dict(low.state_dict())
+    z = torch.randn(1, 4, 6, 6).to(dtype)
+    if dtype == torch.float16:
+        assert wide.decoder.conv_in(z.float().permute(0, 2, 3, 1)).abs().max() > 65504
+    with torch.no_grad():
+        y, want = low.decode(z), wide.decode(z.float())
+    assert y.dtype == dtype
+    assert y.isfinite().all()
+    assert_close(y.float(), want, 0.01 if dtype == torch.float16 else 0.06)
+
+
+def test_checkpointed_gradients_are_the_same():
+    model = small().train()
+    x = torch.rand(1, 3, 8, 8)
+    grads = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(x).square().mean().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_exports():
+    model = small()
+    z = torch.randn(1, 4, 4, 4)
+    compiled = torch.compile(model.decode, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(z), model.decode(z))
+
+
+def test_nan_gives_nan():
+    z = torch.randn(1, 4, 4, 4)
+    z[0, 0, 0, 0] = float("nan")
+    with torch.no_grad():
+        assert small().decode(z).isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.encode(torch.zeros(1, 4, 8, 8)), r"x must be \[B, 3, h, w\], got \[1, 4, 8, 8\]"),
+        (lambda m: m.encode(torch.zeros(3, 8, 8)), r"x must be \[B, 3, h, w\], got \[3, 8, 8\]"),
+        (lambda m: m.encode(torch.zeros(1, 3, 9, 8)), "must be multiples of 2, got 9 x 8"),
+        (lambda m: m.encode(torch.zeros(1, 3, 0, 8)), "must be multiples of 2, got 0 x 8"),
+        (lambda m: m.decode(torch.zeros(1, 5, 8, 8)), r"z must be \[B, 4, h, w\], got \[1, 5, 8, 8\]"),
+        (lambda m: m(torch.zeros(3, 8, 8)), r"x must be \[B, 3, h, w\]"),
+        (lambda _: small(norm_num_groups=5), "norm_num_groups=5 must divide the width 32"),
+        (lambda _: small(layers_per_block=0), "layers_per_block must be positive"),
+        (lambda _: va.create_model("autoencoder_kl_sd9"), "unknown model 'autoencoder_kl_sd9'"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(small())
+
+
+def test_unknown_option():
+    with pytest.raises(TypeError, match="no option 'latent_chanels'; did you mean 'latent_channels'"):
+        small(latent_chanels=3)
