@@ -236,9 +236,7 @@ def test_save_to_a_file_or_unknown_layout(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(NotADirectoryError, match="is a file"):
         va.save(small(), tmp_path / "file")
-    with pytest.raises(
-        ValueError, match=r"layout must be one of hf, timm, .*, got 'onnx'"
-    ):
+    with pytest.raises(ValueError, match=r"layout must be one of hf, timm, .*, got 'onnx'"):
         va.save(small(), tmp_path / "model", layout="onnx")
     assert [f.name for f in tmp_path.iterdir()] == ["file"]
 
