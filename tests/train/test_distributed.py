@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import vision_accel as va
 from vision_accel.train import checkpoint
 
 
@@ -54,6 +55,33 @@ def test_two_processes_equal_two_micro_batches(zygote, small_run, tmp_path):
     small_run.train.resume, small_run.train.steps = True, 8
     longer, _ = run(zygote, small_run, world=2)
     assert longer.step == 8
+
+
+@pytest.mark.slow
+def test_weights_in_parts_equal_whole_ones(zygote, small_run, tmp_path):
+    small_run.train.steps, small_run.train.eval_every, small_run.train.save_every = 4, 2, 2
+    small_run.train.accumulate, small_run.train.ema_decay, small_run.optim.clip_norm = 2, 0.5, 0.5
+    small_run.schedule.name, small_run.schedule.warmup_steps = "constant", 1  # the same for 2 and for 4 steps
+    runs = {}
+    for parallel in ("ddp", "fsdp"):
+        small_run.train.parallel, small_run.train.out = parallel, str(tmp_path / parallel)
+        runs[parallel] = run(zygote, small_run, world=2)
+    for stem, tensors in runs["ddp"][0].tensors.items():
+        assert tensors.keys() == runs["fsdp"][0].tensors[stem].keys()
+        for name, value in tensors.items():
+            torch.testing.assert_close(value, runs["fsdp"][0].tensors[stem][name], rtol=1e-3, atol=1e-4)
+    for a, b in zip(runs["ddp"][1], runs["fsdp"][1], strict=True):
+        for key in a.keys() - {"images_per_s"}:
+            assert a[key] == pytest.approx(b[key], rel=1e-3), key
+    assert va.load(tmp_path / "fsdp/model").config == va.load(tmp_path / "ddp/model").config
+
+    small_run.train.out, small_run.train.steps = str(tmp_path / "cut"), 2
+    run(zygote, small_run, world=2)
+    small_run.train.resume, small_run.train.steps = True, 4
+    resumed, _ = run(zygote, small_run, world=2)
+    for stem, tensors in runs["fsdp"][0].tensors.items():
+        for name, value in tensors.items():
+            assert torch.equal(value, resumed.tensors[stem][name]), name
 
 
 def test_batch_that_two_processes_cannot_share(zygote, small_run):

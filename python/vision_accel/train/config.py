@@ -135,6 +135,8 @@ class TrainOptions:
     """bf16 and fp16 use autocast over fp32 weights; fp16 scales the loss."""
     accumulate: int = 1
     """Micro-batches that a process computes one after the other for one step."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share the work: ddp keeps all weights in each, fsdp (FSDP2) a part in each."""
     ema_decay: float = 0.0
     """Decay of the moving average of the weights, such as 0.9999; 0 is off."""
     ema_warmup: bool = True

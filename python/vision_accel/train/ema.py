@@ -6,6 +6,8 @@ import copy
 import torch
 from torch import nn
 
+from vision_accel.train.sharding import local
+
 
 class Ema:
     """A second model whose weights follow those of the first: ``ema += (1 - decay) * (weights - ema)``.
@@ -30,7 +32,9 @@ class Ema:
         decay = min(self.decay, (1 + t) / (10 + t)) if self.warmup else self.decay
         ours, theirs = self.model.state_dict(), model.state_dict()
         followed = [name for name, value in ours.items() if value.is_floating_point()]
-        torch._foreach_lerp_([ours[n] for n in followed], [theirs[n] for n in followed], 1 - decay)
+        torch._foreach_lerp_(
+            [local(ours[n]) for n in followed], [local(theirs[n]) for n in followed], 1 - decay
+        )
         for name in ours.keys() - set(followed):
             ours[name].copy_(theirs[name])
         self.updates += 1

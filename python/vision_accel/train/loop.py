@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -18,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from vision_accel import ops
 from vision_accel.data.loader import Loader, worker_error
 from vision_accel.data.sampler import BatchPlan, Order, Stream, generator
-from vision_accel.train import checkpoint, optim
+from vision_accel.train import checkpoint, optim, sharding
 from vision_accel.train.bad_samples import BadSamples
 from vision_accel.train.checkpoint import Checkpoint
 from vision_accel.train.config import Config
@@ -29,8 +30,10 @@ from vision_accel.train.evaluate import autocast
 from vision_accel.train.run_dir import RunDir
 from vision_accel.train.scaler import LossScaler
 from vision_accel.train.schedule import learning_rate
+from vision_accel.train.sharding import load_weights, local, whole_weights
 from vision_accel.train.stop import Stop, stop_signals
 from vision_accel.train.tasks import Task, create_task
+from vision_accel.train.window import Window
 
 _log = logging.getLogger(__name__)
 _MAX_SKIPPED = 10  # steps in a row without usable gradients
@@ -92,8 +95,13 @@ class _Run:
         self.dir = RunDir(config) if world.leads else None
         torch.manual_seed(_torch_seed(options.seed))
         self.model = task.create_model().to(world.device).train()
-        self.optimizer = optim.create_optimizer(self.model, config.optim)
         self.ema = Ema(self.model, options.ema_decay, options.ema_warmup) if options.ema_decay else None
+        self.skeleton: sharding.Skeleton | None = None
+        if options.parallel == "fsdp" and world.size > 1:
+            self.skeleton = sharding.Skeleton(self.model)
+            for model in [self.model, *([self.ema.model] if self.ema else [])]:
+                sharding.shard(model, world)
+        self.optimizer = optim.create_optimizer(self.model, config.optim)
         self.scaler = LossScaler(enabled=options.precision == "fp16")
 
         self.samples = task.samples
@@ -105,13 +113,13 @@ class _Run:
         self.best: float | None = None
         self.metrics: dict[str, Any] = {}
         self.bad = BadSamples(world, self.dir, config.data, self.size)
-        self.window = _Window()
+        self.window = Window()
         self.drawn = time.monotonic()
 
         if options.resume:
             self._resume()
         self.parallel: nn.Module = self.model
-        if world.size > 1:
+        if world.size > 1 and self.skeleton is None:
             gpus = [world.device.index] if world.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.model, device_ids=gpus)
 
@@ -189,8 +197,7 @@ class _Run:
             with self._unsynced(m < options.accumulate - 1):
                 losses.append(self._backward(tensors, m * self.world.size + self.world.rank))
 
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = float(ops.grad_norm(grads)) / self.scaler.scale
+        norm = self._grad_norm() / self.scaler.scale
         finite = math.isfinite(norm)
         if finite:
             clip = self.config.optim.clip_norm
@@ -223,17 +230,24 @@ class _Run:
         (loss * (self.scaler.scale / options.accumulate)).backward()
         return loss.detach().float()
 
+    def _grad_norm(self) -> float:
+        norm = float(ops.grad_norm([local(p.grad) for p in self.model.parameters() if p.grad is not None]))
+        return norm if self.skeleton is None else math.sqrt(self.world.sum([norm * norm])[0])
+
     def _unsynced(self, more: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients travel between processes only after the last micro-batch of a step."""
         if more and isinstance(self.parallel, DistributedDataParallel):
             return self.parallel.no_sync()
+        if isinstance(self.parallel, FSDPModule):
+            self.parallel.set_requires_gradient_sync(not more)
         return contextlib.nullcontext()
 
     def _finish(self) -> RunResult:
+        last = self.config.train.export == "last" or self.best is None
+        last = last or (self.dir is not None and not self.dir.model.exists())
+        if self.world.any(last) and not self.world.any(bool(self.stop.name)):
+            self._export(self._result())
         if self.dir is not None:
-            last = self.config.train.export == "last" or self.best is None or not self.dir.model.exists()
-            if last and not self.stop.name:
-                self._export()
             if self.dir.metrics():
                 self.dir.draw()
             self.dir.close()
@@ -252,7 +266,7 @@ class _Run:
 
     def _log(self) -> None:
         self.bad.share()
-        window, self.window = self.window, _Window()
+        window, self.window = self.window, Window()
         loss, count = self.world.sum([*window.loss()])
         if self.dir is None:
             return
@@ -270,8 +284,7 @@ class _Run:
         )
 
     def _evaluate(self) -> None:
-        averaged = self.ema is not None and self.config.train.ema_eval
-        model = self.ema.model if self.ema is not None and averaged else self.model
+        model = self._result()
         metrics = self.task.evaluate(model, lambda: bool(self.stop.name))
         if metrics is None:
             return
@@ -280,33 +293,40 @@ class _Run:
         better = self.best is None or score >= self.best
         self.best = score if better else self.best
         if self.dir is not None:
-            self.dir.log({"step": self.step, "epoch": self._epoch(), **metrics, "ema": averaged})
+            self.dir.log({"step": self.step, "epoch": self._epoch(), **metrics, "ema": self._averaged()})
             values = ", ".join(f"{k.removeprefix('eval_')} {v:.4f}" for k, v in metrics.items())
             _log.info("step %d of %d: %s", self.step, self.total, values)
             if better and self.config.train.export == "best":
-                self._export()
+                self._export(model)
 
-    def _export(self) -> None:
-        assert self.dir is not None
-        averaged = self.ema is not None and self.config.train.ema_eval
-        model = self.ema.model if self.ema is not None and averaged else self.model
-        self.dir.export(lambda folder: self.task.export(model, folder))
+    def _averaged(self) -> bool:
+        return self.ema is not None and self.config.train.ema_eval
+
+    def _result(self) -> nn.Module:
+        """The model to evaluate and export. All processes must ask for it together."""
+        model = self.ema.model if self.ema is not None and self._averaged() else self.model
+        return model if self.skeleton is None else self.skeleton.filled(model)
+
+    def _export(self, model: nn.Module) -> None:
+        if self.dir is not None:
+            self.dir.export(lambda folder: self.task.export(model, folder))
 
     def _save(self) -> None:
         self.bad.share()
         self.saved = self.step
+        state = self._checkpoint()
         if self.dir is None:
             return
-        checkpoint.save(self._checkpoint(), self.dir.checkpoints, self.config.train.keep, self.dir.latest)
+        checkpoint.save(state, self.dir.checkpoints, self.config.train.keep, self.dir.latest)
         if time.monotonic() - self.drawn > _DRAW_EVERY:
             self.dir.draw()
             self.drawn = time.monotonic()
 
     def _checkpoint(self) -> Checkpoint:
         slots, values = optim.pack_state(self.model, self.optimizer)
-        tensors = {"model": dict(self.model.state_dict()), "optimizer": slots}
+        tensors = {"model": whole_weights(self.model), "optimizer": slots}
         if self.ema is not None:
-            tensors["ema"] = dict(self.ema.model.state_dict())
+            tensors["ema"] = whole_weights(self.ema.model)
         state = {
             "optimizer": values,
             "scaler": self.scaler.state(),
@@ -334,11 +354,11 @@ class _Run:
             return
         saved = found or checkpoint.load(folder / f"step_{step:06d}")
         try:
-            self.model.load_state_dict(saved.tensors["model"])
+            load_weights(self.model, saved.tensors["model"])
             values = saved.state["optimizer"]
             optim.unpack_state(self.model, self.optimizer, saved.tensors["optimizer"], values)
             if self.ema is not None:
-                self.ema.model.load_state_dict(saved.tensors.get("ema", saved.tensors["model"]))
+                load_weights(self.ema.model, saved.tensors.get("ema", saved.tensors["model"]))
                 self.ema.updates = saved.state["ema_updates"]
             self.scaler.load(saved.state["scaler"])
             for name in ("skipped", "skipped_in_row", "evaluated", "best", "metrics"):
@@ -353,30 +373,6 @@ class _Run:
 
     def _epoch(self) -> float:
         return round(self.step * self.config.data.batch_size / self.size, 6)
-
-
-class _Window:
-    """What happened since the last line of metrics."""
-
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
-        self.lr = self.norm = self.seconds = 0.0
-        self.steps = 0
-
-    def add(self, loss: Tensor | None, lr: float, norm: float, seconds: float) -> None:
-        if loss is not None:
-            self.losses.append(loss)
-        self.lr, self.norm = lr, norm
-        self.seconds += seconds
-        self.steps += 1
-
-    def loss(self) -> tuple[float, float]:
-        """Sum and number of the losses of the steps that were not skipped."""
-        return float(torch.stack(self.losses).sum()) if self.losses else 0.0, float(len(self.losses))
-
-    def brief(self) -> dict[str, str]:
-        loss = f"{float(self.losses[-1]):.3f}" if self.losses else "-"
-        return {"loss": loss, "lr": f"{self.lr:.2e}"}
 
 
 def _torch_seed(seed: int, *place: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vision_accel import ops
 from vision_accel.train.config import OptimOptions
 from vision_accel.train.errors import ConfigError
+from vision_accel.train.sharding import local, part, whole
 
 
 class AdamW(torch.optim.Optimizer):
@@ -57,10 +58,10 @@ class AdamW(torch.optim.Optimizer):
                     at_step.setdefault(state["step"], []).append(p)
             for step, params in at_step.items():
                 ops.adamw(
-                    params,
-                    [p.grad for p in params if p.grad is not None],
-                    [self.state[p]["exp_avg"] for p in params],
-                    [self.state[p]["exp_avg_sq"] for p in params],
+                    [local(p) for p in params],
+                    [local(p.grad) for p in params if p.grad is not None],
+                    [local(self.state[p]["exp_avg"]) for p in params],
+                    [local(self.state[p]["exp_avg_sq"]) for p in params],
                     step=step,
                     lr=group["lr"],
                     betas=group["betas"],
@@ -126,13 +127,16 @@ def param_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0
 def pack_state(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimiser's state by parameter name: tensors ``"<name>/<key>"``, and the rest as plain values."""
+    """The optimiser's state by parameter name: tensors ``"<name>/<key>"``, and the rest as plain values.
+
+    All processes that hold parts of the parameters must call this together.
+    """
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     for name, p in model.named_parameters():
         for key, value in optimizer.state.get(p, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"{name}/{key}"] = value
+                tensors[f"{name}/{key}"] = whole(value)
             else:
                 values[f"{name}/{key}"] = value
     return tensors, values
@@ -153,4 +157,4 @@ def unpack_state(
         p = params.get(name)
         if p is None or (isinstance(value, Tensor) and value.ndim and value.shape != p.shape):
             raise ValueError(f"optimiser state {path} has no parameter of that name and shape in the model")
-        optimizer.state[p][key] = value.to(p.device) if isinstance(value, Tensor) else value
+        optimizer.state[p][key] = part(value.to(p.device), p) if isinstance(value, Tensor) else value
