@@ -23,9 +23,13 @@ _LAZY: dict[str, str] = {
     "classify": "vision_accel.infer",
     "create_model": "vision_accel.models",
     "embed": "vision_accel.infer",
+    "embed_text": "vision_accel.infer",
     "list_models": "vision_accel.models",
     "load": "vision_accel.models",
     "save": "vision_accel.models",
+    "search": "vision_accel.infer",
+    "similarity": "vision_accel.infer",
+    "zero_shot": "vision_accel.infer",
 }
 _SUBMODULES = ("data", "infer", "io", "models", "nn", "ops", "testing", "train")
 

@@ -20,10 +20,13 @@ COMMANDS = {
     "info": "show the build, the instruction set, threads and devices",
     "demo": "train, evaluate, save and time a small ViT on handwritten digits",
     "train": "train a model on a folder of images:  train vit --help",
-    "eval": "top-1 and top-5 accuracy of a model on a labelled folder",
+    "eval": "top-1 and top-5 accuracy of a classifier or a CLIP on a labelled folder",
     "classify": "label images: files, folders or patterns",
-    "embed": "write the features of images to a file",
-    "convert": "rewrite a model directory in another layout (hf, timm)",
+    "zero-shot": "label images with words of your own, by a CLIP",
+    "similarity": "how well images fit texts, by a CLIP",
+    "embed": "write the features of images or texts to a file",
+    "search": "find the images of such a file that fit a text or an image",
+    "convert": "rewrite a model directory in another layout (hf, timm, open_clip)",
     "bench": "measure images per second on this machine",
 }
 
@@ -58,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise ValueError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}")
-        code: int = import_module(f"vision_accel.cli.{command}").run(argv[1:])
+        code: int = import_module(f"vision_accel.cli.{command.replace('-', '_')}").run(argv[1:])
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:

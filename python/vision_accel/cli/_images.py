@@ -26,6 +26,16 @@ def find(arguments: Sequence[str]) -> list[str]:
     return paths
 
 
+def read_lines(file: Path | None) -> list[str]:
+    """The lines of a text file that are not empty; none for None."""
+    if file is None:
+        return []
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: is not a text file in UTF-8") from None
+
+
 def load_model(name: str, dtype: str) -> Any:
     """``va.load`` in the storage type ``fp32``, ``bf16`` or ``fp16``."""
     import torch  # noqa: PLC0415  (slow to import: --help must not wait for it)

@@ -2,11 +2,12 @@
 """``vision-accel classify``."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
@@ -56,27 +57,40 @@ def run(argv: list[str]) -> int:
     options = parse(Classify, argv, "vision-accel classify")
     paths = find(options.images)
     model = load_model(options.model, options.dtype)
+    results = partial(
+        va.infer.iter_classify,
+        model,
+        paths,
+        options.top_k,
+        batch_size=options.batch_size,
+        function=options.function,
+        workers=options.workers,
+        on_error="skip",
+    )
+    return show(results, paths, options.model, options)
+
+
+class Shown(Protocol):
+    """The options that say how labels are shown."""
+
+    json: bool
+    html: Path | None
+    grid: Path | None
+
+
+def show(
+    results: "Callable[..., Iterator[Classification]]", paths: Sequence[str], title: str, options: Shown
+) -> int:
+    """Print the labels of images and write the pages that are asked for; returns the exit code."""
     thumbnail = 400 if options.html else 200 if options.grid else 0
     bad = 0
     pictures: list[Classification] = []
     with ExitStack() as stack:
         # Both files are opened first: a place that cannot be written is known before the work.
-        page = options.html and stack.enter_context(
-            va.infer.HtmlReport(options.html, f"{options.model}: labels")
-        )
+        page = options.html and stack.enter_context(va.infer.HtmlReport(options.html, f"{title}: labels"))
         grid = options.grid and stack.enter_context(va.infer.replacing(options.grid))
-        results = va.infer.iter_classify(
-            model,
-            paths,
-            options.top_k,
-            batch_size=options.batch_size,
-            function=options.function,
-            workers=options.workers,
-            on_error="skip",
-            thumbnail=thumbnail,
-        )
         width = min(48, max(map(len, paths)))
-        for place, result in enumerate(progress(results, len(paths))):
+        for place, result in enumerate(progress(results(thumbnail=thumbnail), len(paths))):
             bad += complain(result.source, result.error)
             if options.json:
                 print(("," if place else "[") + json.dumps(_record(result)))
@@ -90,8 +104,8 @@ def run(argv: list[str]) -> int:
             print("]")
         if grid:
             some = f"first {len(pictures)} of " if len(paths) > len(pictures) else ""
-            title = f"{options.model}: {some}{len(paths)} images"
-            va.infer.draw_grid(pictures, title).save(grid, "PNG")
+            head = f"{title}: {some}{len(paths)} images"
+            va.infer.draw_grid(pictures, head).save(grid, "PNG")
     return SOME_IMAGES_BAD if bad else 0
 
 

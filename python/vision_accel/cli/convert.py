@@ -20,9 +20,9 @@ class Convert:
     """Model directory or Hugging Face hub id, in any layout that va.load reads."""
     target: Annotated[Positional[Path], arg(metavar="DST")] = tyro.MISSING
     """Directory to write."""
-    layout: Literal["hf", "timm", "diffusers", "ldm"] = "hf"
-    """hf: transformers' ViTForImageClassification reads it; timm: timm.create_model reads it;
-    diffusers, ldm: the two layouts of an autoencoder."""
+    layout: Literal["hf", "timm", "open_clip", "diffusers", "ldm"] = "hf"
+    """hf: transformers reads it; timm: timm.create_model reads it (ViT); open_clip: open_clip.create_model
+    (CLIP); diffusers, ldm: the two layouts of an autoencoder."""
     overwrite: FlagCreatePairsOff[bool] = False
     """Allow a directory that has files in it."""
 

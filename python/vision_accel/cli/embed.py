@@ -11,13 +11,15 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 import vision_accel as va
 from vision_accel.cli import SOME_IMAGES_BAD
-from vision_accel.cli._images import complain, find, load_model, progress
+from vision_accel.cli._images import complain, find, load_model, progress, read_lines
 from vision_accel.cli._options import parse
 
 
 @dataclass
 class Embed:
-    """Write the features of images to a NumPy file with the arrays ``features`` [n, C] and ``sources`` [n].
+    """Write the features [n, C] of images, or of texts, and their names to a file.
+
+    .npz and .safetensors hold both; beside .npy, a .txt has the names.
 
     The exit code is 3 when some images could not be read; the file then has the others.
     """
@@ -26,8 +28,10 @@ class Embed:
     """Model directory or Hugging Face hub id."""
     images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE")] = ()
     """Files, folders or patterns."""
+    texts_file: Path | None = None
+    """Embed the lines of this file instead of images, with a CLIP."""
     output: Path = Path("features.npz")
-    """The file to write."""
+    """The file to write: .npz, .npy or .safetensors."""
     pooling: Literal["model", "token", "avg", "none"] = "model"
     """What the model's classifier sees, the class token, the mean of the patches, or every token."""
     normalize: FlagCreatePairsOff[bool] = False
@@ -43,10 +47,14 @@ class Embed:
 def run(argv: list[str]) -> int:
     """Run the command."""
     options = parse(Embed, argv, "vision-accel embed")
+    if options.output.suffix not in {".npz", ".npy", ".safetensors"}:
+        raise ValueError(f"--output: must end in .npz, .npy or .safetensors, got {options.output}")
+    if options.texts_file is not None:
+        return _embed_texts(options)
     paths = find(options.images)
     bad = 0
     sources, rows = [], []
-    with va.infer.replacing(options.output) as file:
+    with va.infer.replacing(options.output):  # an unwritable place is known before the work
         model = load_model(options.model, options.dtype)
         results = va.infer.iter_embed(
             model,
@@ -65,6 +73,19 @@ def run(argv: list[str]) -> int:
         if not rows:
             raise ValueError(f"none of the {len(paths)} images could be read")
         features = np.stack(rows)
-        np.savez(file, features=features, sources=np.array(sources))
+    va.infer.write_features(options.output, features, sources)
     print(f"{options.output}: features {list(features.shape)}")
     return SOME_IMAGES_BAD if bad else 0
+
+
+def _embed_texts(options: Embed) -> int:
+    if options.images:
+        raise ValueError("name images or --texts-file, not both")
+    texts = read_lines(options.texts_file)
+    if not texts:
+        raise ValueError(f"{options.texts_file}: has no lines")
+    model = load_model(options.model, options.dtype)
+    features = va.embed_text(model, texts, normalize=options.normalize).numpy()
+    va.infer.write_features(options.output, features, texts)
+    print(f"{options.output}: features {list(features.shape)}")
+    return 0

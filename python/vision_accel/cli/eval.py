@@ -4,7 +4,8 @@
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
@@ -13,11 +14,15 @@ import vision_accel as va
 from vision_accel.cli import SOME_IMAGES_BAD
 from vision_accel.cli._images import complain
 from vision_accel.cli._options import parse
+from vision_accel.data.folder import ImageFolder
+from vision_accel.models.zero_shot import ZeroShot
 
 
 @dataclass
 class Eval:
     """Top-1 and top-5 accuracy of a classifier on a folder that holds one folder of images per class.
+
+    A CLIP chooses among the names of the folders ("hot_dog" is read as "hot dog").
 
     The exit code is 3 when some images could not be read; they are not counted.
     """
@@ -34,6 +39,10 @@ class Eval:
     """Precision of the arithmetic."""
     max_bad_fraction: float = 0.05
     """Stop with an error when more than this share of the images cannot be read."""
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    """For a CLIP: texts around a label ({}); the embeddings of several are averaged."""
+    confusion: Path | None = None
+    """Also write a PNG that shows which classes are taken for which."""
     json: FlagCreatePairsOff[bool] = False
     """Print JSON."""
 
@@ -41,8 +50,13 @@ class Eval:
 def run(argv: list[str]) -> int:
     """Run the command."""
     options = parse(Eval, argv, "vision-accel eval")
+    folder = ImageFolder(options.data)
+    model = va.load(options.model)
+    if isinstance(model, va.CLIP):
+        names = [name.replace("_", " ") for name in folder.classes]
+        model = ZeroShot(model, folder.classes, options.templates, names=names)
     result = va.train.evaluate(
-        options.model,
+        model,
         options.data,
         batch_size=options.batch_size,
         workers=options.workers,
@@ -58,4 +72,20 @@ def run(argv: list[str]) -> int:
             f"top-1 {100 * result.top1:.2f} %  top-5 {100 * result.top5:.2f} %  loss {result.loss:.4f}  "
             f"{result.images} images  {result.images_per_s:.1f} images/s"
         )
+    if options.confusion:
+        _draw_confusion(model, folder, options)
     return SOME_IMAGES_BAD if result.bad else 0
+
+
+def _draw_confusion(model: Any, folder: ImageFolder, options: Eval) -> None:
+    assert options.confusion is not None
+    paths = [str(folder.path(i)) for i in range(len(folder))]
+    with va.infer.replacing(options.confusion) as file:
+        results = list(
+            va.infer.iter_classify(model, paths, 1, batch_size=options.batch_size, on_error="skip")
+        )
+        good = [(folder.classes[folder.labels[i]], r.label) for i, r in enumerate(results) if r.label]
+        labels = sorted({*folder.classes, *(found for _, found in good)})
+        hits = sum(a == b for a, b in good)
+        title = f"{options.model}: {hits} of {len(good)} right"
+        va.infer.draw_confusion([a for a, _ in good], [b for _, b in good], labels, title, file)

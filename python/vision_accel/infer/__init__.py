@@ -1,23 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From images to answers: classify, embed."""
+"""From images to answers: classify, zero_shot, similarity, embed, search."""
 
 from vision_accel.infer._images import Images, expand
 from vision_accel.infer._output import replacing
 from vision_accel.infer.classify import Classification, Prediction, classify, iter_classify
+from vision_accel.infer.confusion import draw_confusion
 from vision_accel.infer.embed import Embedding, embed, iter_embed
 from vision_accel.infer.report import HtmlReport, draw_grid
+from vision_accel.infer.search import Hit, Index, search, write_features
+from vision_accel.infer.zero_shot import (
+    embed_text,
+    iter_zero_shot,
+    similarity,
+    zero_shot,
+    zero_shot_classifier,
+)
 
 __all__ = [
     "Classification",
     "Embedding",
+    "Hit",
     "HtmlReport",
     "Images",
+    "Index",
     "Prediction",
     "classify",
+    "draw_confusion",
     "draw_grid",
     "embed",
+    "embed_text",
     "expand",
     "iter_classify",
     "iter_embed",
+    "iter_zero_shot",
     "replacing",
+    "search",
+    "similarity",
+    "write_features",
+    "zero_shot",
+    "zero_shot_classifier",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vision_accel.infer._images import Images, OnError, batches
 from vision_accel.infer._model import evaluating, lists_ahead, preprocess_of, stack
+from vision_accel.models import CLIP
 
 Pooling: TypeAlias = Literal["model", "token", "avg", "none"]
 
@@ -37,10 +38,11 @@ def embed(
     """Features [n, C] of every picture, float32 on the CPU, in the order of ``images``.
 
     Args:
-        model: a ViT, with or without a classifier.
+        model: a ViT, with or without a classifier, or a CLIP.
         images: as for ``classify``.
-        pooling: ``"model"``: what the classifier of this model sees; ``"token"``: the class token;
-            ``"avg"``: the mean of the patch tokens; ``"none"``: every token after the final norm, [n, N, C].
+        pooling: ``"model"``: what the classifier of this model sees, or a CLIP's embedding;
+            ``"token"``: the class token; ``"avg"``: the mean of the patch tokens; ``"none"``: every token
+            after the final norm, [n, N, C].
         batch_size: pictures per pass. It changes speed and memory, not results.
         normalize: scale each vector to length 1, so that a dot product is the cosine similarity.
         workers: threads that read and prepare pictures; None: one per core, 0: none.
@@ -86,7 +88,7 @@ def iter_embed(
     """``embed`` one result at a time, for collections that do not fit in memory."""
     if pooling not in {"model", "token", "avg", "none"}:
         raise ValueError(f"pooling: must be 'model', 'token', 'avg' or 'none', got {pooling!r}")
-    if pooling == "token" and not model.config.class_token:
+    if pooling == "token" and not _tower(model).config.class_token:
         raise ValueError("pooling: 'token' needs a model with a class token; this one has none")
     stream = batches(
         images,
@@ -113,7 +115,15 @@ def iter_embed(
                 yield Embedding(item.source, next(rows))
 
 
+def _tower(model: Any) -> Any:
+    """The ViT of a model."""
+    return model.visual if isinstance(model, CLIP) else model
+
+
 def _pooled(model: Any, x: Tensor, pooling: Pooling) -> Tensor:
+    if pooling == "model" and isinstance(model, CLIP):
+        return model.encode_image(x)
+    model = _tower(model)
     if pooling == "model":
         pooled: Tensor = model(x, pre_logits=True)
         return pooled

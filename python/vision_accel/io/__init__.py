@@ -5,8 +5,16 @@ A checkpoint is a directory: config.json, the weights (safetensors, or a pickle 
 and optionally how images are prepared. Nothing in a checkpoint is ever executed.
 """
 
-from vision_accel.io.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from vision_accel.io.checkpoint import TOKENIZER_OPTIONS, Checkpoint, read_checkpoint, write_checkpoint
 from vision_accel.io.hub import find_directory
 from vision_accel.io.tensors import describe, read_file
 
-__all__ = ["Checkpoint", "describe", "find_directory", "read_checkpoint", "read_file", "write_checkpoint"]
+__all__ = [
+    "TOKENIZER_OPTIONS",
+    "Checkpoint",
+    "describe",
+    "find_directory",
+    "read_checkpoint",
+    "read_file",
+    "write_checkpoint",
+]

@@ -6,6 +6,8 @@ are those of transformers' ``CLIPModel`` and ``SiglipModel`` and of open_clip's 
 """
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vision_accel.data.preprocess import Preprocess
 from vision_accel.data.recipe_formats import HALF, OPENAI_MEAN, OPENAI_STD
-from vision_accel.io import Checkpoint, open_clip, read_file
+from vision_accel.data.tokenizer import Tokenizer
+from vision_accel.io import TOKENIZER_OPTIONS, Checkpoint, open_clip, read_file
 from vision_accel.models.clip_config import CLIPConfig, TextConfig
 from vision_accel.models.pretrained import Pretrained, fill, read_preprocess, write_preprocess
 from vision_accel.models.vit import ViT
@@ -128,7 +131,37 @@ class CLIP(Pretrained, library_name="vision_accel", pipeline_tag="zero-shot-imag
         self.text_projection = _projection(c.text_proj, c.text.embed_dim, c.embed_dim, c.text_proj_bias)
         self.logit_scale = nn.Parameter(torch.empty(()))
         self.logit_bias = None if c.init_logit_bias is None else nn.Parameter(torch.empty(()))
+        self._tokenizer: Tokenizer | None = None
+        self._tokenizer_options: bytes | None = None  # open_clip's
+        self._no_tokenizer = "no tokenizer: set model.tokenizer, or load a checkpoint that has one"
         self.init_weights()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Texts -> token ids [B, context_length].
+
+        Raises:
+            ValueError: the checkpoint has none; the message says what is missing.
+        """
+        if self._tokenizer is None:
+            raise ValueError(self._no_tokenizer)
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        size = self.config.text.vocab_size
+        if tokenizer.vocab_size > size:
+            raise ValueError(
+                f"the tokenizer makes {tokenizer.vocab_size} ids, but the text tower has vocab_size {size}"
+            )
+        self._tokenizer = tokenizer
+
+    def _make_tokenizer(self, make: Callable[[], Tokenizer]) -> None:
+        """Set the tokenizer; a missing one is an error only when it is used."""
+        try:
+            self.tokenizer = make()
+        except ValueError as e:
+            self._no_tokenizer = str(e)
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -152,6 +185,11 @@ class CLIP(Pretrained, library_name="vision_accel", pipeline_tag="zero-shot-imag
         if self.logit_bias is not None:
             assert c.init_logit_bias is not None
             self.logit_bias.fill_(c.init_logit_bias)
+
+    @property
+    def num_features(self) -> int:
+        """Width of the embeddings."""
+        return self.config.embed_dim
 
     def num_params(self, trainable: bool = False) -> int:
         """Number of parameters; with ``trainable`` only those that require gradients."""
@@ -210,6 +248,9 @@ class CLIP(Pretrained, library_name="vision_accel", pipeline_tag="zero-shot-imag
                 model = cls.from_checkpoint(checkpoint, **overrides)
             except ValueError as e:
                 raise ValueError(f"{pretrained}: {e}") from e
+        text = model.config.text
+        if (text.vocab_size, text.pool) == (49408, "argmax"):
+            model._make_tokenizer(lambda: Tokenizer.openai(text.context_length))
         if model.config.vision.in_chans == 3:
             siglip = model.logit_bias is not None
             model.preprocess = Preprocess(
@@ -304,6 +345,17 @@ class CLIP(Pretrained, library_name="vision_accel", pipeline_tag="zero-shot-imag
         with torch.device("meta"):
             model = cls(wanted)
         fill(model, tensors, ())
+        files = dict(checkpoint.tokenizer)
+        options = files.pop(TOKENIZER_OPTIONS, None)
+        openai = options is not None and not files and "hf_tokenizer_name" not in json.loads(options)
+        model._make_tokenizer(
+            lambda: (
+                Tokenizer.openai(length)
+                if openai
+                else Tokenizer.from_files(files, length, None if options is None else json.loads(options))
+            )
+        )
+        model._tokenizer_options = options
         if new.in_chans == 3:  # the recipes are for pictures
             recipe = read_preprocess(checkpoint)
             if recipe is not None and recipe.size != old.img_size:
@@ -323,7 +375,12 @@ class CLIP(Pretrained, library_name="vision_accel", pipeline_tag="zero-shot-imag
         recipe = write_preprocess(self.preprocess, layout)
         timm = _nearest_timm_tower(self.config) if layout == "open_clip" else None
         state = dict(self.state_dict())
-        return Checkpoint("clip", layout, _plain(self.config), state, preprocess=recipe, timm=timm)
+        files = {} if self._tokenizer is None else dict(self._tokenizer.files)
+        if layout == "open_clip" and self._tokenizer_options is not None:
+            files[TOKENIZER_OPTIONS] = self._tokenizer_options
+        return Checkpoint(
+            "clip", layout, _plain(self.config), state, preprocess=recipe, timm=timm, tokenizer=files
+        )
 
 
 def _plain(config: CLIPConfig) -> dict[str, Any]:
