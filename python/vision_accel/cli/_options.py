@@ -17,8 +17,12 @@ from vision_accel._suggest import did_you_mean
 T = TypeVar("T")
 
 
-def parse(cls: type[T], argv: Sequence[str], prog: str, description: str | None = None) -> T:
-    """An instance of the dataclass ``cls`` from ``argv``; ``--config FILE.yaml`` comes before the flags.
+def parse(
+    cls: type[T], argv: Sequence[str], prog: str, description: str | None = None, defaults: Sequence[str] = ()
+) -> T:
+    """An instance of the dataclass ``cls`` from ``argv``.
+
+    ``--config FILE.yaml`` comes before the flags, and the flags in ``defaults`` before both.
 
     Raises:
         ValueError: unknown key or flag (with the likely right one), missing or malformed value.
@@ -34,7 +38,7 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str | None 
     try:
         with contextlib.redirect_stderr(errors):
             options, unknown = tyro.cli(
-                cls, prog=prog, description=text, args=[*flags, *argv], return_unknown_args=True
+                cls, prog=prog, description=text, args=[*defaults, *flags, *argv], return_unknown_args=True
             )
     except SystemExit as stop:
         if stop.code in {0, None}:

@@ -5,7 +5,21 @@ import vision_accel as va
 from vision_accel._suggest import did_you_mean
 from vision_accel.cli._options import parse
 
-TASKS = {"vit": "train or fine-tune a ViT classifier on a folder with one folder of images per class"}
+TASKS = {
+    "vit": "train or fine-tune a ViT classifier on a folder with one folder of images per class",
+    "autoencoder-kl": "train or fine-tune an autoencoder on the images below a folder",
+}
+DEFAULTS = {
+    "vit": (),
+    "autoencoder-kl": (
+        "--task=autoencode",
+        "--model.name=autoencoder_kl_sd",
+        "--augment.crop=random",
+        "--train.out=runs/autoencoder_kl",
+        "--optim.lr=4.5e-6",
+        "--schedule.name=constant",
+    ),
+}
 USAGE = "usage: vision-accel train TASK [OPTIONS]\n\n" + "\n".join(
     f"  {t}  {text}" for t, text in TASKS.items()
 )
@@ -19,10 +33,12 @@ def run(argv: list[str]) -> int:
     task = argv[0]
     if task not in TASKS:
         raise ValueError(
-            f"unknown task {task!r}{did_you_mean(task, TASKS) or '; there is: ' + ', '.join(TASKS)}"
+            f"unknown task {task!r}{did_you_mean(task, TASKS) or '; there are: ' + ', '.join(TASKS)}"
         )
     text = f"{TASKS[task][0].upper()}{TASKS[task][1:]}."
-    result = va.train.fit(parse(va.train.Config, argv[1:], f"vision-accel train {task}", text))
+    result = va.train.fit(
+        parse(va.train.Config, argv[1:], f"vision-accel train {task}", text, DEFAULTS[task])
+    )
     if result.stopped_by:
         print(f"stopped by {result.stopped_by} after step {result.step}; continue with --train.resume")
         return 130 if result.stopped_by == "SIGINT" else 0

@@ -74,6 +74,23 @@ class ImageFolder:
         return self.root / self.name(index)
 
 
+class ImageFiles(ImageFolder):
+    """All images below ``root``, at any depth and without classes: every label is 0.
+
+    Raises:
+        DataError: the folder is missing, unreadable or has no images.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], extensions: Sequence[str] = IMAGE_EXTENSIONS) -> None:
+        self.root, self.classes = Path(root), ("",)
+        names = sorted(n[1:] for n in _images(self.root, b"", tuple(extensions)))
+        if not names:
+            raise DataError(f"{self.root}: no images ({' '.join(extensions)})")
+        self.labels = np.zeros(len(names), dtype=np.int64)
+        self._ends = np.cumsum([len(n) for n in names], dtype=np.int64)
+        self._names = b"".join(names)
+
+
 def _class_folders(root: Path) -> list[str]:
     try:
         entries = [e for e in os.scandir(root) if not e.name.startswith(".")]

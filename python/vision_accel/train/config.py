@@ -116,6 +116,30 @@ class AugmentOptions(AugmentConfig):
 
 
 @dataclass
+class AutoencodeOptions:
+    """What an autoencoder is trained to do (task autoencode)."""
+
+    rec_loss: Literal["l1", "l2"] = "l1"
+    """Absolute or squared difference of the pixels."""
+    kl_weight: float = 1e-6
+    """Of the KL divergence of the latents, summed, for each element of the image."""
+    perceptual_weight: float = 1.0
+    """Of LPIPS, where its weights are given."""
+    perceptual_weights: str = ""
+    """State dict of lpips.LPIPS(net="vgg"); without it, the loss has no LPIPS."""
+    disc_weight: float = 0.0
+    """Of the PatchGAN discriminator; 0 trains without one, 0.5 is usual."""
+    disc_loss: Literal["hinge", "vanilla"] = "hinge"
+    """Loss of the discriminator."""
+    disc_start: int = 50001
+    """Step from which on the discriminator takes part."""
+    disc_adaptive: bool = True
+    """Scale its weight so that its gradient is as large as that of the other terms."""
+    decoder_only: bool = False
+    """Leave the encoder as it is."""
+
+
+@dataclass
 class TrainOptions:
     """How the run goes."""
 
@@ -167,7 +191,8 @@ class Config:
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
-    task: Literal["classify"] = "classify"
+    autoencode: AutoencodeOptions = field(default_factory=AutoencodeOptions)
+    task: Literal["classify", "autoencode"] = "classify"
     """What is learned."""
 
     def check(self) -> None:
@@ -354,6 +379,10 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "augment.mix_prob": (0, 1),
     "augment.mix_switch_prob": (0, 1),
     "augment.label_smoothing": (0, 0.999),
+    "autoencode.kl_weight": (0, None),
+    "autoencode.perceptual_weight": (0, None),
+    "autoencode.disc_weight": (0, None),
+    "autoencode.disc_start": (0, None),
     "train.epochs": (0, None),
     "train.steps": (1, None),
     "train.seed": (0, None),

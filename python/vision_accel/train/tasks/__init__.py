@@ -49,6 +49,8 @@ class Task(Protocol):
 
 def create_task(config: Config, world: World) -> Task:
     """The task that the options name."""
+    from vision_accel.train.tasks.autoencode import Autoencode  # noqa: PLC0415  a task imports this module
     from vision_accel.train.tasks.classify import Classify  # noqa: PLC0415  a task imports this module
 
-    return {"classify": Classify}[config.task](config, world)
+    tasks: dict[str, Callable[[Config, World], Task]] = {"classify": Classify, "autoencode": Autoencode}
+    return tasks[config.task](config, world)
