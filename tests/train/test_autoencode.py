@@ -9,7 +9,7 @@ from PIL import Image
 import vision_accel as va
 from vision_accel.data.folder import DataError, ImageFiles
 from vision_accel.train import Config, ConfigError, checkpoint, fit
-from vision_accel.train.config import AutoencodeOptions
+from vision_accel.train.autoencode_options import AutoencodeOptions
 from vision_accel.train.discriminator import PatchDiscriminator, discriminator_loss, psnr, ssim
 from vision_accel.train.tasks.autoencode import Adversaries
 

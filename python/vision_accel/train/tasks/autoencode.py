@@ -27,7 +27,8 @@ from vision_accel.data.loader import (
     collate_train,
 )
 from vision_accel.data.preprocess import Preprocess
-from vision_accel.train.config import AutoencodeOptions, Config
+from vision_accel.train.autoencode_options import AutoencodeOptions
+from vision_accel.train.config import Config
 from vision_accel.train.discriminator import PatchDiscriminator, discriminator_loss, load_lpips, psnr, ssim
 from vision_accel.train.distributed import World
 from vision_accel.train.errors import ConfigError
