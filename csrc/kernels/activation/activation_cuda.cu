@@ -2,7 +2,7 @@
 #include "kernels/activation/activation.h"
 
 #include "core/dispatch.h"
-#include "kernels/common/activation.cuh"
+#include "kernels/common/activation_math.cuh"
 #include "kernels/common/vectors.cuh"
 
 namespace va {
@@ -13,39 +13,42 @@ using namespace simt;
 constexpr int kThreads = 256;
 
 // kSize elements a thread at a time; the elements left over at the end one by one, with the same arithmetic.
-template <class T, Activation kind, int kSize, bool kBackward>
+template <class T, int kSize, bool kBackward>
 VA_KERNEL(kThreads)
-activation_kernel(const T* dy, const T* x, T* out, int64_t count) {
+activation_kernel(const T* dy, const T* x, T* out, int64_t count, Activation kind) {
   using C = compute_t<T>;
-  using F = ActivationOn<kind>;
-  const auto apply = [](C g, C v) { return kBackward ? g * F::derivative(v) : F::value(v); };
+  constexpr bool kFast = sizeof(T) == 2;
   const int64_t me = static_cast<int64_t>(block_x()) * kThreads + thread_index();
   const int64_t step = static_cast<int64_t>(grid_x()) * kThreads;
-  for (int64_t i = me * kSize; i + kSize <= count; i += step * kSize) {
-    C v[kSize], g[kSize] = {};
+  const auto apply = [&](int64_t i, auto size) {
+    C v[size()];
     load_values(v, x + i);
-    if constexpr (kBackward) load_values(g, dy + i);
-#pragma unroll
-    for (int j = 0; j < kSize; ++j) v[j] = apply(g[j], v[j]);
-    store_values(out + i, v);
+    if constexpr (kBackward) {
+      C g[size()];
+      load_values(g, dy + i);
+      gpu::times_derivative<kFast>(kind, v, g);
+      store_values(out + i, g);
+    } else {
+      gpu::activate<kFast>(kind, v);
+      store_values(out + i, v);
+    }
+  };
+  for (int64_t i = me * kSize; i + kSize <= count; i += step * kSize) {
+    apply(i, std::integral_constant<int, kSize>{});
   }
   const int64_t tail = count / kSize * kSize + me;
-  if (tail < count)
-    out[tail] = from_float<T>(apply(kBackward ? to_float(dy[tail]) : C(0), to_float(x[tail])));
+  if (tail < count) apply(tail, std::integral_constant<int, 1>{});
 }
 
 template <bool kBackward>
-void run(const TensorView& dy, const TensorView& x, const TensorView& out, Activation activation,
-         Stream stream) {
+void run(const TensorView& dy, const TensorView& x, const TensorView& out, Activation kind, Stream stream) {
   const auto aligned = [](const TensorView& v) { return reinterpret_cast<uintptr_t>(v.data) % 16 == 0; };
   dispatch_float(x.dtype, "activation: x", [&](auto t) {
     using T = typename decltype(t)::type;
-    dispatch_activation(activation, [&](auto kind) {
-      dispatch_vector<T>(aligned(dy) && aligned(x) && aligned(out), [&](auto size) {
-        launch("activation", activation_kernel<T, kind(), size(), kBackward>,
-               {blocks_for(x.numel(), kThreads * size())}, kThreads, 0, stream, dy.ptr<const T>(),
-               x.ptr<const T>(), out.ptr<T>(), x.numel());
-      });
+    dispatch_vector<T>(aligned(dy) && aligned(x) && aligned(out), [&](auto size) {
+      launch("activation", activation_kernel<T, size(), kBackward>,
+             {blocks_for(x.numel(), kThreads * size())}, kThreads, 0, stream, dy.ptr<const T>(),
+             x.ptr<const T>(), out.ptr<T>(), x.numel(), kind);
     });
   });
 }

@@ -91,7 +91,7 @@ dq_kernel(BackwardParams<T> p) {
 
 // A block owns 64 keys of one head; S and dP are computed transposed, keys as rows.
 template <class T, int kD, int kQueries>
-VA_KERNEL(kThreads)
+VA_KERNEL(kThreads, 2)
 dkv_kernel(BackwardParams<T> p) {
   using TileT = Tile<T, kD>;
   constexpr int kTileBytes = TileT::bytes(kQueries);
@@ -167,15 +167,16 @@ void cuda::attention_backward_mma(const AttentionBackward& a, Stream stream) {
                             static_cast<int>(a.q.sizes[1]),
                             static_cast<int>(a.k.sizes[1]),
                             static_cast<float>(a.scale)};
-  constexpr int kTile = kD <= 64 ? 64 : 32;  // the other side's rows per step; more would spill
+  // The other side's rows per step; more would spill.
+  constexpr int kTile = kD <= 64 ? 64 : 32, kDkvTile = kD <= 96 ? kTile : 16;
   constexpr int kRowsPerBlock = kWarps * kWarpRows;
-  constexpr int kBytes = 2 * Tile<T, kD>::bytes(kTile);
+  constexpr int kBytes = 2 * Tile<T, kD>::bytes(kTile), kDkvBytes = 2 * Tile<T, kD>::bytes(kDkvTile);
   const auto items = static_cast<unsigned>(a.q.sizes[0] * a.q.sizes[2]);
   launch("attention", delta_kernel<T>, {items, blocks_for(p.queries, kWarps)}, kThreads, 0, stream, p);
   launch("attention", dq_kernel<T, kD, kTile>, {items, blocks_for(p.queries, kRowsPerBlock)}, kThreads,
          kBytes, stream, p);
-  launch("attention", dkv_kernel<T, kD, kTile>, {items, blocks_for(p.keys, kRowsPerBlock)}, kThreads,
-         kBytes + 2 * kTile * static_cast<int>(sizeof(float)), stream, p);
+  launch("attention", dkv_kernel<T, kD, kDkvTile>, {items, blocks_for(p.keys, kRowsPerBlock)}, kThreads,
+         kDkvBytes + 2 * kDkvTile * static_cast<int>(sizeof(float)), stream, p);
 }
 
 template void cuda::attention_backward_mma<Half, 32>(const AttentionBackward&, Stream);

@@ -27,7 +27,7 @@ struct ForwardParams {
 };
 
 template <class T, int kD, int kKeys>
-VA_KERNEL(kThreads)
+VA_KERNEL(kThreads, 2)
 forward_kernel(ForwardParams<T> p) {
   using TileT = Tile<T, kD>;
   TileT k_tile{shared_memory<T>(0)}, v_tile{shared_memory<T>(TileT::bytes(kKeys))};

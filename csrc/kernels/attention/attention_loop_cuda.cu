@@ -14,11 +14,6 @@ using namespace attention_mma;
 
 constexpr int kMaxPerLane = static_cast<int>(kAttentionMaxHeadDim) / kWarp;
 
-VA_DEVICE double exp_of(double x) { return exp(x); }
-VA_DEVICE float exp_of(float x) { return expf(x); }
-VA_DEVICE double log_of(double x) { return log(x); }
-VA_DEVICE float log_of(float x) { return logf(x); }
-
 template <class T>
 struct LoopParams {
   using C = compute_t<T>;

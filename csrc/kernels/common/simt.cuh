@@ -18,7 +18,7 @@
 #ifdef VA_SIMT
 #include "simt/emulator.h"
 #define VA_DEVICE inline
-#define VA_KERNEL(threads) inline void
+#define VA_KERNEL(...) inline void
 #define VA_PARAMETER
 #else
 #include <cuda_bf16.h>
@@ -27,7 +27,7 @@
 
 #include "core/check.h"
 #define VA_DEVICE __device__ __forceinline__
-#define VA_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define VA_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)  // threads, least blocks a processor
 #define VA_PARAMETER __grid_constant__  // an argument that is read in place, not copied to local memory
 #endif
 
@@ -294,6 +294,10 @@ VA_DEVICE float fast_exp2(float x) {
   return y;
 #endif
 }
+VA_DEVICE float exp_of(float x) { return expf(x); }
+VA_DEVICE double exp_of(double x) { return exp(x); }
+VA_DEVICE float log_of(float x) { return logf(x); }
+VA_DEVICE double log_of(double x) { return log(x); }
 VA_DEVICE float rsqrt_of(float x) {
 #ifdef VA_SIMT
   return 1.0f / std::sqrt(x);

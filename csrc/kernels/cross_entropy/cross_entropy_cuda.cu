@@ -6,7 +6,6 @@
 #include <cmath>
 
 #include "core/dispatch.h"
-#include "kernels/common/activation.cuh"
 #include "kernels/common/vectors.cuh"
 
 namespace va {
@@ -16,9 +15,6 @@ using namespace simt;
 
 constexpr int kThreads = 256;
 constexpr int kWarpClasses = 2048;  // up to here a warp has a row
-
-VA_DEVICE float log_of(float x) { return logf(x); }
-VA_DEVICE double log_of(double x) { return log(x); }
 
 template <class T>
 struct Params {
