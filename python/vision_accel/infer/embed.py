@@ -122,7 +122,7 @@ def _tower(model: Any) -> Any:
 
 def _pooled(model: Any, x: Tensor, pooling: Pooling) -> Tensor:
     if pooling == "model" and isinstance(model, CLIP):
-        return model.encode_image(x)
+        return model.encode_image(x, normalize=False)
     model = _tower(model)
     if pooling == "model":
         pooled: Tensor = model(x, pre_logits=True)

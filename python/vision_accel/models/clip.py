@@ -197,13 +197,13 @@ class CLIP(Pretrained, library_name="vision_accel", pipeline_tag="zero-shot-imag
 
     # Forward.
 
-    def encode_image(self, x: Tensor, normalize: bool = False) -> Tensor:
-        """Images [B, channels, h, w] -> embeddings [B, E]; of length 1 with ``normalize``."""
+    def encode_image(self, x: Tensor, normalize: bool = True) -> Tensor:
+        """Images [B, channels, h, w] -> embeddings [B, E]; of length 1 unless ``normalize`` is False."""
         y = self.visual_projection(self.visual(x))
         return F.normalize(y, dim=-1) if normalize else y
 
-    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        """Token ids [B, N] -> embeddings [B, E]; of length 1 with ``normalize``."""
+    def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
+        """Token ids [B, N] -> embeddings [B, E]; of length 1 unless ``normalize`` is False."""
         y = self.text_projection(self.text(tokens))
         return F.normalize(y, dim=-1) if normalize else y
 
