@@ -8,6 +8,7 @@ from vision_accel.cli._options import parse
 TASKS = {
     "vit": "train or fine-tune a ViT classifier on a folder with one folder of images per class",
     "autoencoder-kl": "train or fine-tune an autoencoder on the images below a folder",
+    "clip": "train or fine-tune a CLIP or SigLIP on captioned images (folder, .csv, .tsv, webdataset .tar)",
 }
 DEFAULTS = {
     "vit": (),
@@ -19,9 +20,21 @@ DEFAULTS = {
         "--optim.lr=4.5e-6",
         "--schedule.name=constant",
     ),
+    "clip": (  # open_clip's
+        "--task=contrastive",
+        "--model.name=ViT-B-32",
+        *("--augment.scale", "0.9", "1.0"),
+        "--augment.flip=0",
+        "--train.out=runs/clip",
+        "--train.epochs=32",
+        "--optim.lr=5e-4",
+        "--optim.weight-decay=0.2",
+        *("--optim.betas", "0.9", "0.98"),
+        "--optim.eps=1e-6",
+    ),
 }
 USAGE = "usage: vision-accel train TASK [OPTIONS]\n\n" + "\n".join(
-    f"  {t}  {text}" for t, text in TASKS.items()
+    f"  {t:<14}  {text}" for t, text in TASKS.items()
 )
 
 

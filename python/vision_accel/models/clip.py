@@ -300,6 +300,22 @@ class CLIP(Pretrained, library_name="vision_accel", pipeline_tag="zero-shot-imag
         self.visual.set_grad_checkpointing(enable)
         self.text.grad_checkpointing = enable
 
+    def layer_ids(self) -> dict[str, int]:
+        """Depth of each parameter, for layer-wise learning rates: the towers end at one height."""
+        c = self.config
+        top = max(c.vision.depth, c.text.depth) + 1
+        visual = self.visual.layer_ids()
+        ids = dict.fromkeys((name for name, _ in self.named_parameters()), top)
+        for name in ids:
+            tower, _, rest = name.partition(".")
+            if tower == "visual":
+                ids[name] = top - (c.vision.depth + 1 - visual[rest])
+            elif tower == "text":
+                parts = rest.split(".")
+                own = int(parts[1]) + 1 if parts[0] == "blocks" else c.text.depth if parts[0] == "norm" else 0
+                ids[name] = top - (c.text.depth + 1 - own)
+        return ids
+
     def no_weight_decay(self) -> set[str]:
         """Parameters that weight decay should leave alone (besides every bias and norm)."""
         return {f"visual.{name}" for name in self.visual.no_weight_decay()} | {"text.pos_embed"}

@@ -14,6 +14,7 @@ import yaml
 from vision_accel.data.augment import AugmentConfig
 from vision_accel.data.loader import default_workers
 from vision_accel.train.autoencode_options import AutoencodeOptions
+from vision_accel.train.contrastive_options import ContrastiveOptions
 from vision_accel.train.errors import ConfigError
 
 
@@ -169,7 +170,8 @@ class Config:
     augment: AugmentOptions = field(default_factory=AugmentOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
     autoencode: AutoencodeOptions = field(default_factory=AutoencodeOptions)
-    task: Literal["classify", "autoencode"] = "classify"
+    contrastive: ContrastiveOptions = field(default_factory=ContrastiveOptions)
+    task: Literal["classify", "autoencode", "contrastive"] = "classify"
     """What is learned."""
 
     def check(self) -> None:
@@ -351,6 +353,9 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "schedule.warmup_steps": (0, None),
     "schedule.cooldown_fraction": (0, 1),
     "schedule.final_lr": (0, None),
+    "contrastive.vocab_size": (0, None),
+    "contrastive.unlocked_image_groups": (0, None),
+    "contrastive.unlocked_text_layers": (0, None),
     "augment.mixup": (0, None),
     "augment.cutmix": (0, None),
     "augment.mix_prob": (0, 1),

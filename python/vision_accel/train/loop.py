@@ -27,12 +27,13 @@ from vision_accel.train.distributed import World, join
 from vision_accel.train.ema import Ema
 from vision_accel.train.errors import CheckpointError, ConfigError, TrainingError
 from vision_accel.train.evaluate import autocast
+from vision_accel.train.joined import joined_backward
 from vision_accel.train.run_dir import RunDir
 from vision_accel.train.scaler import LossScaler
 from vision_accel.train.schedule import learning_rate
 from vision_accel.train.sharding import load_weights, local, whole_weights
 from vision_accel.train.stop import Stop, stop_signals
-from vision_accel.train.tasks import Task, create_task
+from vision_accel.train.tasks import JoinedTask, Task, create_task
 from vision_accel.train.window import Window
 
 _log = logging.getLogger(__name__)
@@ -190,12 +191,14 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         losses = []
-        for m in range(options.accumulate):
-            batch = next(loader)
-            self.bad.note(batch.bad)
-            tensors = {k: v.to(self.world.device, non_blocking=True) for k, v in batch.tensors.items()}
-            with self._unsynced(m < options.accumulate - 1):
-                losses.append(self._backward(tensors, m * self.world.size + self.world.rank))
+        if options.accumulate > 1 and isinstance(self.task, JoinedTask):
+            batches = [self._next(loader) for _ in range(options.accumulate)]
+            losses.append(self._joined_backward(self.task, batches))
+        else:
+            for m in range(options.accumulate):
+                tensors = self._next(loader)
+                with self._unsynced(m < options.accumulate - 1):
+                    losses.append(self._backward(tensors, m * self.world.size + self.world.rank))
 
         norm = self._grad_norm() / self.scaler.scale
         finite = math.isfinite(norm)
@@ -219,6 +222,21 @@ class _Run:
                 f" skipped (learning rate {lr:.3g}, loss {float(losses[-1]):.3g}, loss scale"
                 f" {self.scaler.scale:g}); the last checkpoint is of step {self.saved}"
             )
+
+    def _next(self, loader: Loader) -> dict[str, Tensor]:
+        batch = next(loader)
+        self.bad.note(batch.bad)
+        return {k: v.to(self.world.device, non_blocking=True) for k, v in batch.tensors.items()}
+
+    def _joined_backward(self, task: JoinedTask, batches: list[dict[str, Tensor]]) -> Tensor:
+        options = self.config.train
+
+        def outputs(m: int) -> tuple[Tensor, ...]:
+            torch.manual_seed(_torch_seed(options.seed, self.step, m * self.world.size + self.world.rank))
+            with autocast(self.world.device, options.precision):
+                return task.outputs(self.parallel, batches[m])
+
+        return joined_backward(len(batches), outputs, task.joined_loss, self._unsynced, self.scaler.scale)
 
     def _backward(self, tensors: dict[str, Tensor], place: int) -> Tensor:
         """Add the gradients of one micro-batch. All that is random depends on (seed, step, place) alone."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What models are trained to do. The loop is the same for all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -47,10 +47,26 @@ class Task(Protocol):
         """Save the model in its users' layout."""
 
 
+@runtime_checkable
+class JoinedTask(Protocol):
+    """A task whose loss needs all samples of a step together, however many micro-batches they come in."""
+
+    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """What the loss is made of; tensors with a batch axis, and scalars."""
+
+    def joined_loss(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Loss of the outputs of several micro-batches, each joined along the batch axis."""
+
+
 def create_task(config: Config, world: World) -> Task:
     """The task that the options name."""
     from vision_accel.train.tasks.autoencode import Autoencode  # noqa: PLC0415  a task imports this module
     from vision_accel.train.tasks.classify import Classify  # noqa: PLC0415  a task imports this module
+    from vision_accel.train.tasks.contrastive import Contrastive  # noqa: PLC0415
 
-    tasks: dict[str, Callable[[Config, World], Task]] = {"classify": Classify, "autoencode": Autoencode}
+    tasks: dict[str, Callable[[Config, World], Task]] = {
+        "classify": Classify,
+        "autoencode": Autoencode,
+        "contrastive": Contrastive,
+    }
     return tasks[config.task](config, world)

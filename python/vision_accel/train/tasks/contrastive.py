@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Contrastive training of CLIP and SigLIP on captioned pictures; retrieval and zero-shot accuracy."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import vision_accel as va
+from vision_accel.data.augment import TrainTransform, train_transform
+from vision_accel.data.captions import Captions
+from vision_accel.data.folder import ImageFolder
+from vision_accel.data.images import ImageError
+from vision_accel.data.loader import BadSample, Batch, Loader, Sample, collate_eval, collate_train
+from vision_accel.data.sampler import Key, Stream, generator
+from vision_accel.data.tokenizer import Tokenizer
+from vision_accel.models.zero_shot import ZeroShot
+from vision_accel.train.config import Config
+from vision_accel.train.contrastive_loss import contrastive_loss
+from vision_accel.train.distributed import World
+from vision_accel.train.errors import ConfigError
+from vision_accel.train.evaluate import autocast, evaluate_folder
+
+_log = logging.getLogger(__name__)
+_REPLACEMENTS = 20  # tries before a run of unreadable pictures is an error
+
+
+class CaptionSamples(Dataset[Sample]):
+    """Pictures with the ids of one of their captions; for training a pure function of (seed, key).
+
+    Args:
+        captions: the pairs.
+        tokenizer: texts -> ids.
+        transform: (picture, random generator) -> float32 [3, h, w].
+        seed: of the run; None for evaluation, where keys are plain indices, the first caption is taken, and
+            an unreadable picture is left out.
+    """
+
+    def __init__(
+        self, captions: Captions, tokenizer: Tokenizer, transform: TrainTransform, seed: int | None
+    ) -> None:
+        self.captions, self.tokenizer, self.transform, self.seed = captions, tokenizer, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, key: "Key | int") -> Sample:
+        bad: list[BadSample] = []
+        if not isinstance(key, Key) or self.seed is None:
+            assert isinstance(key, int)
+            return Sample(self._read(key, np.random.default_rng(0), bad, first=True), bad)
+        index = key.image
+        for attempt in range(_REPLACEMENTS):
+            tensors = self._read(index, generator(self.seed, Stream.AUGMENT, *key), bad)
+            if tensors is not None:
+                return Sample(tensors, bad)
+            index = int(generator(self.seed, Stream.REPLACE, *key, attempt).integers(len(self)))
+        return Sample(None, bad)
+
+    def _read(
+        self, index: int, rng: np.random.Generator, bad: list[BadSample], first: bool = False
+    ) -> dict[str, Tensor] | None:
+        pair = self.captions.pairs[index]
+        caption = pair.captions[0 if first else int(rng.integers(len(pair.captions)))]
+        try:
+            pixels = torch.as_tensor(self.transform(pair.read(), rng))
+        except (ImageError, OSError) as e:
+            bad.append(BadSample(pair.name, str(e).removeprefix(f"{pair.file}: ")))
+            return None
+        return {"image": pixels, "text": torch.from_numpy(self.tokenizer.array(caption)[0])}
+
+
+class _EvalTransform:
+    """The model's preprocessing in the form of a training transform."""
+
+    def __init__(self, preprocess: Any) -> None:
+        self.preprocess = preprocess
+
+    def __call__(self, picture: Any, _rng: np.random.Generator) -> Any:
+        return self.preprocess(picture, threads=1)
+
+
+class Contrastive:
+    """Train a CLIP (softmax loss) or a SigLIP (sigmoid loss) on captioned pictures.
+
+    Raises:
+        ConfigError: an option does not fit the model or the data.
+        DataError: the data cannot be used.
+    """
+
+    def __init__(self, config: Config, world: World) -> None:
+        data, options = config.data, config.contrastive
+        if not data.train:
+            raise ConfigError("data.train: name captioned pictures: a folder, .csv, .tsv or .tar")
+        self.config, self.world = config, world
+        columns = (options.image_column, options.caption_column)
+        self.captions = Captions(data.train, *columns)
+        self.val = Captions(data.val, *columns) if data.val else None
+        self.folder = ImageFolder(options.zero_shot) if options.zero_shot else None
+        if self.captions.skipped and world.leads:
+            _log.warning("%s: %d halves of pairs are left out", data.train, self.captions.skipped)
+        self.best = "eval_mean_recall" if self.val is not None else "eval_zero_shot_top1"
+
+    @property
+    def samples(self) -> Dataset[Sample]:
+        """Augmented pictures and token ids."""
+        try:
+            transform = train_transform(self.model.preprocess, self.config.augment)
+        except ValueError as e:
+            raise ConfigError(f"augment: {e}") from e
+        return CaptionSamples(self.captions, self.model.tokenizer, transform, self.config.train.seed)
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        """Stack pictures and ids."""
+        return collate_train(samples)
+
+    def create_model(self) -> nn.Module:
+        """A new model, or one from a checkpoint; towers are locked as the options say."""
+        options, own = self.config.model, self.config.contrastive
+        settings: dict[str, Any] = dict(options.overrides)
+        settings |= {"drop_path_rate": options.drop_path, "patch_drop_rate": options.patch_dropout}
+        if options.img_size is not None:
+            settings["img_size"] = options.img_size
+        try:
+            if options.init_from:
+                model: Any = va.load(options.init_from, **settings).train()
+            else:
+                tokenizer = None
+                if own.vocab_size:
+                    texts = (c for pair in self.captions.pairs for c in pair.captions)
+                    length = int(settings.get("context_length", settings.get("text.context_length", 0)))
+                    tokenizer = Tokenizer.train(texts, own.vocab_size, length or 77)
+                    settings["text.vocab_size"] = tokenizer.vocab_size
+                model = va.create_model(options.name, **settings)
+                if tokenizer is not None:
+                    tokenizer.context_length = model.config.text.context_length
+                    model.tokenizer = tokenizer
+            if not isinstance(model, va.CLIP):
+                raise ValueError(f"expected a CLIP, got a {type(model).__name__}")
+            if model.preprocess is None:
+                raise ValueError("the checkpoint does not say how pictures are prepared")
+            _ = model.tokenizer
+        except (OSError, TypeError, ValueError) as e:
+            raise ConfigError(f"model{'.init_from' if options.init_from else ''}: {e}") from e
+        if own.lock_image:
+            model.lock_image_tower(own.unlocked_image_groups)
+        if own.lock_text:
+            model.lock_text_tower(own.unlocked_text_layers)
+        if options.checkpoint_activations:
+            model.set_grad_checkpointing()
+        self.model = model
+        return cast(nn.Module, model)
+
+    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Embeddings of pictures and of texts, the logit scale, and the bias of a SigLIP."""
+        if model.training:
+            self.model.clamp_logit_scale()  # between 1 and 100
+        return model(batch["image"], batch["text"])
+
+    def joined_loss(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Loss of ``outputs``, of one micro-batch or of several joined."""
+        return contrastive_loss(*outputs)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], rng: np.random.Generator) -> Tensor:
+        """Contrastive loss of a batch over all processes."""
+        return self.joined_loss(self.outputs(model, batch))
+
+    def evaluate(self, model: nn.Module, interrupted: Callable[[], bool]) -> dict[str, Any] | None:
+        """Recall at 1, 5 and 10 both ways, and zero-shot accuracy, on what there is to evaluate on."""
+        metrics: dict[str, Any] = {}
+        if self.val is not None:
+            found = self._retrieval(cast(va.CLIP, model), self.val, interrupted)
+            if found is None:
+                return None
+            metrics |= found
+        if self.folder is not None:
+            data = self.config.data
+            names = [name.replace("_", " ") for name in self.folder.classes]
+            templates = self.config.contrastive.templates
+            classifier = ZeroShot(cast(va.CLIP, model), self.folder.classes, templates, names=names)
+            result = evaluate_folder(
+                classifier,
+                self.folder,
+                self.model.preprocess,
+                world=self.world,
+                batch_size=data.eval_batch_size,
+                workers=self.config.worker_count(),
+                start_method=data.start_method,
+                precision=self.config.train.precision,
+                max_bad_fraction=data.max_bad_fraction,
+                interrupted=interrupted,
+            )
+            if result is None:
+                return None
+            metrics |= {"eval_zero_shot_top1": result.top1, "eval_zero_shot_top5": result.top5}
+        return metrics or None
+
+    def _retrieval(
+        self, model: va.CLIP, captions: Captions, interrupted: Callable[[], bool]
+    ) -> dict[str, Any] | None:
+        data = self.config.data
+        samples = CaptionSamples(captions, self.model.tokenizer, _EvalTransform(self.model.preprocess), None)
+        size = data.eval_batch_size
+        batches = [[*range(i, min(i + size, len(captions)))] for i in range(0, len(captions), size)]
+        images: list[Tensor] = []
+        texts: list[Tensor] = []
+        training = model.training
+        model.eval()
+        try:
+            loader = Loader(
+                samples,
+                batches,
+                collate_eval,
+                workers=self.config.worker_count(),
+                start_method=data.start_method,
+            )
+            with loader, torch.no_grad(), autocast(self.world.device, self.config.train.precision):
+                for batch in loader:
+                    if batch.tensors:
+                        tensors = {k: v.to(self.world.device) for k, v in batch.tensors.items()}
+                        image, text, *_ = self.outputs(model, tensors)
+                        images.append(image.float())
+                        texts.append(text.float())
+                    if self.world.any(interrupted()):
+                        return None
+        finally:
+            model.train(training)
+        if not images:
+            raise ConfigError(f"data.val: no picture of {captions.source} can be read")
+        return retrieval(torch.cat(images), torch.cat(texts))
+
+    def export(self, model: nn.Module, directory: Path) -> None:
+        """Save for ``va.load``: in Hugging Face layout, or in open_clip's if that one cannot express it."""
+        cast(va.CLIP, model).clamp_logit_scale()
+        model.tokenizer = self.model.tokenizer  # a moving average does not carry it
+        try:
+            va.save(model, directory, layout="hf")
+        except ValueError as e:
+            _log.warning("%s: saved in open_clip's layout, because %s", directory.name, e)
+            va.save(model, directory, layout="open_clip")
+
+
+def retrieval(images: Tensor, texts: Tensor, chunk: int = 1024) -> dict[str, float]:
+    """Recall at 1, 5 and 10 of pairs of embeddings [n, E]: the share whose other half is among the k best.
+
+    Equal similarities (the same caption twice) count in favour.
+    """
+    metrics = {}
+    for name, a, b in (("image_to_text", images, texts), ("text_to_image", texts, images)):
+        own = (a * b).sum(1)
+        better = torch.cat(
+            [
+                ((rows @ b.T) > own[i : i + chunk, None] + 1e-6).sum(1)
+                for i, rows in zip(range(0, len(a), chunk), a.split(chunk), strict=True)
+            ]
+        )
+        for k in (1, 5, 10):
+            metrics[f"eval_{name}_r{k}"] = (better < k).double().mean().item()
+    metrics["eval_mean_recall"] = sum(metrics.values()) / len(metrics)
+    return metrics
