@@ -67,7 +67,7 @@ foreach(math f16 bf16 f32 tf32)
   endforeach()
 endforeach()
 va_linear_library(va_linear_sm80 ${sm80_flags})
-va_linear_kernels(va_linear_sm80 sm80 linear_sm80.cuh "template void run_sm80<@>(const Gemm&, Stream)\;"
+va_linear_kernels(va_linear_sm80 sm80 linear_sm80.cuh "template void run_sm80<@>(const Gemm&, Stream);"
   ${sm80_kernels})
 
 target_sources(va_cuda PRIVATE kernels/linear/linear_cutlass.cu)
@@ -82,9 +82,9 @@ if(with_sm90a)
     endforeach()
   endforeach()
   va_linear_library(va_linear_sm90 -gencode=arch=compute_90a,code=sm_90a)
-  set(run "template void run_sm90<@>(const Gemm&, void*, int64_t, Stream)\;")
+  set(run "template void run_sm90<@>(const Gemm&, void*, int64_t, Stream);")
   va_linear_kernels(va_linear_sm90 sm90 linear_sm90.cuh "${run}" ${sm90_kernels})
   va_linear_kernels(va_linear_sm90 sm90 linear_sm90.cuh
-    "${run}\ntemplate int64_t sm90_scratch<@>(const Gemm&)\;" ${sm90_weight_kernels})
+    "${run}\ntemplate int64_t sm90_scratch<@>(const Gemm&);" ${sm90_weight_kernels})
   set_source_files_properties(kernels/linear/linear_cutlass.cu PROPERTIES COMPILE_DEFINITIONS VA_LINEAR_SM90=1)
 endif()

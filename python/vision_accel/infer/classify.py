@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from PIL import Image
 from torch import Tensor
 
+from vision_accel.infer import _graph
 from vision_accel.infer._images import Images, OnError, batches
 from vision_accel.infer._model import evaluating, lists_ahead, preprocess_of, stack
 
@@ -118,7 +119,9 @@ def iter_classify(
         rows: Iterator[list[Prediction]] = iter(())
         if good:
             with evaluating(model):
-                rows = iter(_best(model(stack(good, model)), top_k, function, names))
+                rows = iter(
+                    _best(_graph.run(model, "logits", model, stack(good, model)), top_k, function, names)
+                )
         for item in items:
             if item.error is not None:
                 yield Classification(item.source, error=str(item.error))

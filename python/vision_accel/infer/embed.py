@@ -4,11 +4,13 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from vision_accel.infer import _graph
 from vision_accel.infer._images import Images, OnError, batches
 from vision_accel.infer._model import evaluating, lists_ahead, preprocess_of, stack
 from vision_accel.models import CLIP
@@ -103,7 +105,8 @@ def iter_embed(
         rows: Iterator[Tensor] = iter(())
         if good:
             with evaluating(model):
-                features = _pooled(model, stack(good, model), pooling).float().cpu()
+                pooled = partial(_pooled, model, pooling=pooling)
+                features = _graph.run(model, pooling, pooled, stack(good, model)).float().cpu()
                 if normalize:
                     features = torch.nn.functional.normalize(features, dim=-1)
             # Copies: a row that is kept must not hold on to its whole batch.

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m bench.cuda [--case TEXT] [--peers] [--json FILE]``: times on a GPU, ours and torch's.
+
+Every case is checked before it is timed. Times are of CUDA events around enough calls to fill
+``SAMPLE_MS``; the implementations take turns.
+"""
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import vision_accel as va
+from bench import common, peers
+from bench.common import OURS, Call, Workload
+from vision_accel import ops
+from vision_accel.infer import _graph
+from vision_accel.train.optim import AdamW
+
+DEVICE = "cuda"
+SAMPLE_MS = 5.0
+BF16 = torch.bfloat16
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The best that torch.compile offers without changing the call: autotuned kernels."""
+    torch.compiler.reset()
+    return torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False)
+
+
+def randn(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
+    return torch.randn(shape, device=DEVICE).to(dtype)
+
+
+# Workloads ----------------------------------------------------------------------------------------------
+
+
+def linear(
+    m: int, n: int, k: int, activation: str = "none", residual: bool = False, backward: bool = False
+) -> Workload:
+    x, weight, bias = randn(m, k), randn(n, k) / k**0.5, randn(n)
+    r = randn(m, n) if residual else None
+
+    def torch_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        y = functional.linear(x, weight, bias)
+        if activation == "gelu":
+            y = functional.gelu(y)
+        return y if r is None else r + y
+
+    def ours(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return ops.linear(x, weight, bias, activation, r)
+
+    flops = 2.0 * m * n * k
+    if not backward:
+
+        def call(fn: Callable[..., Any]) -> Call:
+            return torch.inference_mode()(lambda: fn(x, weight, bias))
+
+        return Workload(
+            call(ours),
+            {"torch": call(torch_linear)},
+            lambda: ({"torch.compile": call(compiled(torch_linear))}, {}),
+            flops=flops,
+            tolerance=3e-2,
+        )
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    dy = randn(m, n)
+
+    def grads(fn: Callable[..., Any]) -> Call:
+        y = fn(*leaves)
+        return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
+
+    return Workload(grads(ours), {"torch": grads(torch_linear)}, flops=2 * flops, tolerance=3e-2)
+
+
+def attention(batch: int, n: int, heads: int = 12, dim: int = 64, backward: bool = False) -> Workload:
+    qkv = randn(batch, n, 3 * heads * dim).requires_grad_(backward)
+
+    def sdpa(backend: SDPBackend) -> Callable[[], torch.Tensor]:
+        def forward() -> torch.Tensor:
+            q, k, v = qkv.view(batch, n, 3, heads, dim).permute(2, 0, 3, 1, 4).unbind(0)
+            with sdpa_kernel(backend):
+                y = functional.scaled_dot_product_attention(q, k, v)
+            return y.transpose(1, 2).reshape(batch, n, heads * dim)
+
+        return forward
+
+    forwards = {OURS: lambda: ops.attention_qkv(qkv, heads)} | {
+        f"SDPA {b.name.split('_')[0].lower()}": sdpa(b)
+        for b in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+    }
+    dy = randn(batch, n, heads * dim)
+
+    def call(forward: Callable[[], torch.Tensor]) -> Call:
+        if not backward:
+            return torch.inference_mode()(forward)
+        y = forward()
+        return lambda: torch.autograd.grad(y, qkv, dy, retain_graph=True)
+
+    calls, absent = {}, {}
+    for name, forward in forwards.items():
+        try:
+            calls[name] = call(forward)
+        except RuntimeError as error:  # a back end that does not take this GPU or shape
+            absent[name] = str(error).splitlines()[0]
+    flops, size = 4.0 * batch * heads * n * n * dim, 2.0 * batch * n * heads * dim
+    return Workload(
+        calls.pop(OURS),
+        calls,
+        lambda: ({}, absent),
+        flops=flops * (2.5 if backward else 1),
+        bytes=size * (8 if backward else 4),
+        tolerance=3e-2,
+    )
+
+
+def layer_norm(rows: int, dim: int) -> Workload:
+    x, r, weight, bias = randn(rows, dim), randn(rows, dim), randn(dim), randn(dim)
+
+    def torch_norm(x: torch.Tensor, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        s = x + r
+        return functional.layer_norm(s, (dim,), weight, bias), s
+
+    def call(fn: Callable[..., Any]) -> Call:
+        return torch.inference_mode()(lambda: fn(x, r))
+
+    return Workload(
+        call(lambda x, r: ops.layer_norm(x, weight, bias, residual=r)),
+        {"torch": call(torch_norm)},
+        lambda: ({"torch.compile": call(compiled(torch_norm))}, {}),
+        bytes=8.0 * rows * dim,
+        tolerance=3e-2,
+    )
+
+
+def vit(batch: int, train: bool = False) -> Workload:
+    plain = peers.PlainViT(768, 12, 12, 16).to(DEVICE)
+    model = va.create_model("vit_base_patch16_224").to(DEVICE)
+    model.load_state_dict(plain.state_dict())
+    x = torch.randn(batch, 3, 224, 224, device=DEVICE)
+    flops = batch * plain.flops()
+    if train:
+        return _vit_step(plain, model, x, flops)
+    plain, model, x = plain.to(BF16).eval(), model.to(BF16).eval(), x.to(BF16)
+
+    def call(fn: Callable[[torch.Tensor], torch.Tensor]) -> Call:
+        return torch.inference_mode()(lambda: fn(x))
+
+    ours: Callable[[torch.Tensor], torch.Tensor] = lambda x: _graph.run(model, "logits", model, x)  # noqa: E731
+    torch.compiler.reset()
+    return Workload(
+        call(ours),
+        {"torch": call(plain)},
+        lambda: ({"torch.compile max-autotune": call(torch.compile(plain, mode="max-autotune"))}, {}),
+        flops=flops,
+        images=batch,
+        tolerance=5e-2,
+    )
+
+
+def _vit_step(plain: torch.nn.Module, model: torch.nn.Module, x: torch.Tensor, flops: float) -> Workload:
+    target = torch.randint(1000, (len(x),), device=DEVICE)
+
+    def step(module: Any, parameters: Any, loss_fn: Any, optimizer: Any) -> Call:
+        def call() -> Any:
+            with torch.autocast(DEVICE, BF16):
+                loss = loss_fn(module(x), target)
+            loss.backward()
+            gradient = next(parameters()).grad
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss, gradient
+
+        return call
+
+    def torch_step(module: torch.nn.Module, call: Any) -> Call:
+        optimizer = torch.optim.AdamW(module.parameters(), fused=True)
+        return step(call, module.parameters, functional.cross_entropy, optimizer)
+
+    twin = copy.deepcopy(plain)
+    return Workload(
+        step(model.train(), model.parameters, ops.cross_entropy, AdamW(model.parameters())),
+        {"torch": torch_step(plain.train(), plain)},
+        lambda: ({"torch.compile": torch_step(twin.train(), compiled(twin))}, {}),
+        flops=3 * flops,
+        images=len(x),
+        tolerance=8e-2,
+    )
+
+
+def cases() -> dict[str, Callable[[], Workload]]:
+    found: dict[str, Callable[[], Workload]] = {}
+    for name, dim in (("ViT-B", 768), ("ViT-L", 1024)):
+        for batch in (1, 64, 256):
+            m = 197 * batch
+            shapes: dict[str, dict[str, Any]] = {
+                "qkv": {"n": 3 * dim, "k": dim},
+                "proj + residual": {"n": dim, "k": dim, "residual": True},
+                "fc1 + gelu": {"n": 4 * dim, "k": dim, "activation": "gelu"},
+                "fc2 + residual": {"n": dim, "k": 4 * dim, "residual": True},
+            }
+            for part, shape in shapes.items():
+                found[f"linear {name} {part}, batch {batch}"] = lambda m=m, s=shape: linear(m, **s)  # type: ignore[misc]
+                if batch == 64:
+                    found[f"linear {name} {part}, batch {batch}, backward"] = lambda m=m, s=shape: linear(  # type: ignore[misc]
+                        m, **s, backward=True
+                    )
+    for n in (50, 77, 197, 257, 577):
+        for backward in (False, True):
+            label = f"attention N={n}, batch 64{', backward' * backward}"
+            found[label] = lambda n=n, b=backward: attention(64, n, backward=b)  # type: ignore[misc]
+    for dim in (768, 1024):
+        found[f"layer_norm + residual, {dim}"] = lambda d=dim: layer_norm(197 * 256, d)  # type: ignore[misc]
+    for batch in (1, 8, 256):
+        found[f"ViT-B/16, batch {batch}"] = lambda b=batch: vit(b)  # type: ignore[misc]
+    found["ViT-B/16 training step, batch 256"] = lambda: vit(256, train=True)
+    return found
+
+
+# Timing -------------------------------------------------------------------------------------------------
+
+
+def _sample(call: Call, repeats: int) -> float:
+    """Milliseconds of one call."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / repeats
+
+
+@cache
+def peak_gflops() -> float:
+    """The rate of a large bf16 product, on random data, in 1e9."""
+    a, b = randn(8192, 8192), randn(8192, 8192)
+    for _ in range(3):
+        a @ b
+    return 2e-6 * 8192**3 / statistics.median(_sample(lambda: a @ b, 5) for _ in range(5))
+
+
+def measure(workload: Workload, use_peers: bool, rounds: int) -> dict[str, Any]:
+    """Verify and time; the record of ``common.measure``."""
+    others, absent = dict(workload.peers), {}
+    if use_peers and workload.more_peers is not None:
+        built, absent = workload.more_peers()
+        others |= built
+    got = workload.ours()  # once: a training step must be compared with the first step of the others
+    for name in list(others):
+        try:
+            common.verify(lambda: got, {name: others[name]}, workload.tolerance)
+        except RuntimeError as error:  # a back end that does not take this GPU or shape
+            absent[name] = str(error).splitlines()[0]
+            del others[name]
+    calls = {OURS: workload.ours, **others}
+    repeats, samples = {}, {name: [] for name in calls}  # type: ignore[var-annotated]
+    for name, call in calls.items():
+        for _ in range(3):
+            once = _sample(call, 1)
+        repeats[name] = max(1, round(SAMPLE_MS / max(once, 1e-3)))
+    order = list(calls)
+    for _ in range(rounds):
+        for name in order:
+            samples[name].append(_sample(calls[name], repeats[name]))
+        order.reverse()
+    ours = samples[OURS]
+    results: dict[str, Any] = {}
+    for name, times in samples.items():
+        low, middle = min(times), statistics.median(times)
+        results[name] = {
+            "min_ms": low,
+            "median_ms": middle,
+            "rounds": rounds,
+            "ratio_min": low / min(ours),
+            "ratio_median": middle / statistics.median(ours),
+        }
+        if workload.flops:
+            results[name]["gflops"] = workload.flops / middle * 1e-6
+            results[name]["peak_share"] = workload.flops / middle * 1e-6 / peak_gflops()
+        if workload.bytes:
+            results[name]["gbytes"] = workload.bytes / middle * 1e-6
+        if workload.images:
+            results[name]["images_per_s"] = workload.images / middle * 1e3
+    return {"results": results, "absent": absent}
+
+
+def environment() -> dict[str, Any]:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    commit = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    described = subprocess.run(
+        commit, cwd=common.ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "device": torch.cuda.get_device_name(),
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "built": va.info()["cuda"],
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "peak_gflops": round(peak_gflops()),
+        "commit": os.environ.get("VISION_ACCEL_COMMIT") or described or "unknown",
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.cuda", description="Time vision_accel and torch on a GPU."
+    )
+    parser.add_argument("--case", default="", help="only the cases whose name contains this")
+    parser.add_argument("--peers", action="store_true", help="also torch.compile with autotuning (minutes)")
+    parser.add_argument("--rounds", type=int, default=15, help="samples of each implementation")
+    parser.add_argument("--json", type=Path, help="add the results to this file")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no GPU on this machine: nothing was timed", file=sys.stderr)
+        return 1
+    report: dict[str, Any] = {"environment": environment(), "benchmarks": {}}
+    if args.json and args.json.exists():
+        report["benchmarks"] = json.loads(args.json.read_text())["benchmarks"]
+    print("  ".join(f"{k}: {v}" for k, v in report["environment"].items()), flush=True)
+    failed = []
+    for name, make in cases().items():
+        if args.case not in name:
+            continue
+        torch.manual_seed(0)
+        torch.cuda.empty_cache()
+        try:
+            record = measure(make(), args.peers, args.rounds)
+        except common.Mismatch as error:
+            failed.append(f"{name}: {error}")
+            continue
+        report["benchmarks"][name] = record
+        print(common.table({name: record}), flush=True)
+        if args.json:  # after every case: a run that is cut off leaves what it measured
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
+    print("\n".join(["", *failed]) if failed else f"{len(report['benchmarks'])} cases")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
