@@ -1,18 +1,38 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Compiles the CUDA kernels without a GPU and without an installed toolkit: nvcc comes as Python packages.
+# Compiles CUDA kernels without a GPU and without an installed toolkit (nvcc comes as Python packages) and looks
+# into the machine code. Our own kernels are compiled whole, of CUTLASS's one of each kind.
 # Usage: scripts/cuda_compile.sh [ARCHS], by default "80;90a".
 set -euo pipefail
 cd "$(dirname "$0")/.."
+archs=${1:-80;90a}
 venv=build/nvcc
 python3 -m venv $venv
 # All of one minor version: nvcc does not pin the rest of its toolkit.
 $venv/bin/pip --disable-pip-version-check -qq install cmake ninja \
-  nvidia-cuda-{nvcc,crt,runtime,cccl}==13.2.* nvidia-nvvm==13.2.*
-CUDACXX=$(echo "$PWD"/$venv/lib/python3.*/site-packages/nvidia/cu13/bin/nvcc)
-export CUDACXX PATH="$PWD/$venv/bin:$PATH"
+  nvidia-cuda-{nvcc,crt,runtime,cccl,cuobjdump,nvdisasm}==13.2.* nvidia-nvvm==13.2.*
+tools=$(echo "$PWD"/$venv/lib/python3.*/site-packages/nvidia/cu13/bin)
+export CUDACXX=$tools/nvcc PATH="$PWD/$venv/bin:$tools:$PATH"
 cmake -S . -B build/cuda -G Ninja -DVISION_ACCEL_CUDA=ON -DVISION_ACCEL_PYTHON=OFF \
-  "-DVISION_ACCEL_CUDA_ARCHS=${1:-80;90a}" >build/cuda-configure.log || { cat build/cuda-configure.log; exit 1; }
-cmake --build build/cuda --target va_cuda >build/cuda-build.log 2>&1 ||
+  "-DVISION_ACCEL_CUDA_ARCHS=$archs" >build/cuda-configure.log || { cat build/cuda-configure.log; exit 1; }
+
+kernels=(sm80/bf16_kk_large sm80/f16_mm_small sm80/f32_km_loose)
+[[ $archs == *90a* ]] && kernels+=(sm90/bf16_plain_medium sm90/f16_wide_large sm90/bf16_dw_large)
+objects=()
+for kernel in "${kernels[@]}"; do
+  family=${kernel%/*}
+  objects+=("csrc/CMakeFiles/va_linear_$family.dir/linear/${family}_${kernel#*/}.cu.o")
+done
+rm -f "${objects[@]/#/build/cuda/}" # so that the compiler reports on them again
+cmake --build build/cuda --target va_cuda "${objects[@]}" >build/cuda-build.log 2>&1 ||
   { grep -v '^ptxas info\|stack frame' build/cuda-build.log | tail -60; exit 1; }
-echo "compiled $(find build/cuda -name '*.cu.o' | wc -l) CUDA files for ${1:-80;90a}"
+
+for object in "${objects[@]}"; do
+  sass=$(cuobjdump --dump-sass "build/cuda/$object" | grep -oE '\b(HGMMA|HMMA|LDL|STL)\b' | sort | uniq -c | tr -s ' \n' ' ')
+  printf '%-40s%s\n' "$(basename "$object" .cu.o)" "$sass"
+  wanted=HMMA
+  [[ $object == *sm90* ]] && wanted=HGMMA
+  [[ $sass == *" $wanted"* ]] || { echo "no tensor-core instructions ($wanted) in $object" >&2; exit 1; }
+  [[ $sass != *LDL* && $sass != *STL* ]] || { echo "local memory is used in $object" >&2; exit 1; }
+done
+echo "compiled $(find build/cuda -name '*.cu.o' | wc -l) CUDA files for $archs"

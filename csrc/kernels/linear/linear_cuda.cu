@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/dispatch.h"
+#include "kernels/common/vectors.cuh"
 #include "kernels/linear/linear_gemm.cuh"
 
 namespace va {
@@ -110,15 +111,9 @@ int64_t sum_parts(int64_t rows, int64_t cols) {
                              std::max<int64_t>(1, rows / (16 * kWarps)));
 }
 
-bool aligned(const TensorView& v) {
-  if (!v.defined()) return true;
-  const bool rows = v.ndim < 2 || v.sizes[0] <= 1 || v.strides[0] * size_of(v.dtype) % kAlign == 0;
-  return reinterpret_cast<uintptr_t>(v.data) % kAlign == 0 && rows;
-}
-
 bool can_use_vectors(int64_t cols, DType dtype, std::initializer_list<const TensorView*> views) {
   return cols * size_of(dtype) % kAlign == 0 &&
-         std::all_of(views.begin(), views.end(), [](const TensorView* v) { return aligned(*v); });
+         std::all_of(views.begin(), views.end(), [](const TensorView* v) { return aligned16(*v); });
 }
 
 // A matrix as rows of an operand. The stride of an axis of one element says nothing.

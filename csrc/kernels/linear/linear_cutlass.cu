@@ -55,10 +55,12 @@ bool with_math(const Gemm& g, F&& f) {
   }
 }
 
-template <class F>
+template <Math math, class F>
 void with_tile(Tile tile, F&& f) {
   if (tile == Tile::large) return f(std::integral_constant<Tile, Tile::large>{});
-  if (tile == Tile::small) return f(std::integral_constant<Tile, Tile::small>{});
+  if constexpr (math == Math::f16 || math == Math::bf16) {
+    if (tile == Tile::small) return f(std::integral_constant<Tile, Tile::small>{});
+  }
   return f(std::integral_constant<Tile, Tile::loose>{});
 }
 
@@ -168,9 +170,9 @@ bool run_tensor_cores(const Gemm& gemm, [[maybe_unused]] void* scratch,
 #endif
   if (g.splits > 1) g.partial = scratch;
   const int64_t m = g.deterministic || g.splits > 1 ? 0 : g.m;
-  const Tile tile = align < 16 ? Tile::loose : sm80_tile(m, g.n, gpu.processors);
+  const Tile tile = align < 16 ? Tile::loose : sm80_tile(m, g.n, size, gpu.processors);
   with_math(g, [&](auto math) {
-    with_tile(tile, [&](auto t) {
+    with_tile<math()>(tile, [&](auto t) {
       if (!a_k)
         run_sm80<math(), Major::mm, t()>(g, stream);
       else if (!b_k)

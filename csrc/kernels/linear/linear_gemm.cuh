@@ -4,7 +4,7 @@
 #pragma once
 #include "core/tensor_view.h"
 #include "kernels/common/activation_math.cuh"
-#include "kernels/common/simt.cuh"
+#include "kernels/common/vectors.cuh"
 
 namespace va::linear_gemm {
 
@@ -51,15 +51,7 @@ VA_DEVICE void load_run(const void* base, int64_t offset, int count, bool vector
   const T* const p = static_cast<const T*>(base) + offset;
   constexpr int kPack = Pack<T>::kSize;
   if constexpr (kV % kPack == 0) {
-    if (vectors && count == kV) {
-#pragma unroll
-      for (int i = 0; i < kV; i += kPack) {
-        const Pack<T> pack = simt::load16(p + i);
-#pragma unroll
-        for (int j = 0; j < kPack; ++j) out[i + j] = C(simt::to_float(pack.v[j]));
-      }
-      return;
-    }
+    if (vectors && count == kV) return simt::load_values(out, p);
   }
 #pragma unroll
   for (int i = 0; i < kV; ++i) out[i] = i < count ? C(simt::to_float(p[i])) : C(0);
@@ -70,16 +62,7 @@ VA_DEVICE void store_run(void* base, int64_t offset, int count, bool vectors, co
   T* const p = static_cast<T*>(base) + offset;
   constexpr int kPack = Pack<T>::kSize;
   if constexpr (kV % kPack == 0) {
-    if (vectors && count == kV) {
-#pragma unroll
-      for (int i = 0; i < kV; i += kPack) {
-        Pack<T> pack;
-#pragma unroll
-        for (int j = 0; j < kPack; ++j) pack.v[j] = simt::from_float<T>(in[i + j]);
-        simt::store16(p + i, pack);
-      }
-      return;
-    }
+    if (vectors && count == kV) return simt::store_values(p, in);
   }
 #pragma unroll
   for (int i = 0; i < kV; ++i)

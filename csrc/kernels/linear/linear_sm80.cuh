@@ -3,8 +3,8 @@
 // each run of neighbouring outputs to finish_run.
 #pragma once
 #include <cutlass/gemm/kernel/default_gemm_universal_with_visitor.h>
-// The next one needs the ones above.
-#include <algorithm>
+
+// Not in alphabetical order: this one needs the above.
 #include <cutlass/epilogue/threadblock/fusion/visitors.hpp>
 
 #include "kernels/linear/linear_sm80.h"

@@ -12,7 +12,7 @@ enum class Math { f16, bf16, f32, tf32 };
 // Which axis of the operands is contiguous: kk both along k (y = x w^T), km along k and n (dx = dz w),
 // mm along m and n (dw = dz^T x).
 enum class Major { kk, km, mm };
-// large; small, for few outputs; loose, small with 4-byte accesses.
+// large; small, for few outputs (16-bit operands); loose, small with 4-byte accesses.
 enum class Tile { large, small, loose };
 
 template <Math math, Major major, Tile tile>

@@ -17,10 +17,10 @@ constexpr int64_t occupancy(int64_t tiles, int64_t at_once) {
   return tiles == 0 ? 1000 : 1000 * tiles / ((tiles + at_once - 1) / at_once * at_once);
 }
 
-// m = 0 stands for any number of rows: the choice of deterministic mode.
-constexpr Tile sm80_tile(int64_t m, int64_t n, int64_t processors) {
-  if (m == 0) return Tile::large;
-  return tiles_of(m, n, 128, 128) * 2 <= processors ? Tile::small : Tile::large;
+// m = 0 stands for any number of rows: the choice of deterministic mode. size: bytes of an operand's element.
+constexpr Tile sm80_tile(int64_t m, int64_t n, int64_t size, int64_t processors) {
+  if (m == 0 || tiles_of(m, n, 128, 128) * 2 > processors) return Tile::large;
+  return size == 2 ? Tile::small : Tile::loose;
 }
 
 // 128 x 256 has the higher rate, ping-pong of 128 x 128 hides the epilogue and wastes less of a last wave.
@@ -38,10 +38,8 @@ constexpr bool sm90_too_few(int64_t m, int64_t n, int64_t processors) {
   return m != 0 && tiles_of(m, n, 128, 128) * 2 <= processors;
 }
 
-static_assert(sm80_tile(197, 768, 108) == Tile::small);
-static_assert(sm80_tile(197 * 64, 768, 108) == Tile::large);
-static_assert(sm90_tile(197 * 256, 3072, 768, 132) == Tile90::large ||
-              sm90_tile(197 * 256, 3072, 768, 132) == Tile90::medium);
+static_assert(sm80_tile(197, 768, 2, 108) == Tile::small);
+static_assert(sm80_tile(197 * 64, 768, 2, 108) == Tile::large);
 static_assert(sm90_too_few(197, 768, 132) && !sm90_too_few(197 * 8, 3072, 132));
 
 }  // namespace va::linear_gemm
