@@ -26,6 +26,7 @@ _LAZY: dict[str, str] = {
     "embed_text": "vision_accel.infer",
     "list_models": "vision_accel.models",
     "load": "vision_accel.models",
+    "reconstruct": "vision_accel.infer",
     "save": "vision_accel.models",
     "search": "vision_accel.infer",
     "similarity": "vision_accel.infer",

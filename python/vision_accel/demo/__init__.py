@@ -15,6 +15,7 @@ import torch
 import vision_accel as va
 from vision_accel import infer, train
 from vision_accel.demo import digits, speed
+from vision_accel.demo.errors import DemoError
 from vision_accel.train.config import (
     AugmentOptions,
     DataOptions,
@@ -25,10 +26,6 @@ from vision_accel.train.config import (
 
 ACCURACY = 0.98  # the demo fails below this share of held-out digits
 SHOWN = 60  # images in predictions.png
-
-
-class DemoError(RuntimeError):
-    """The demo ran but did not show what it must."""
 
 
 def options(out: Path, epochs: float, seed: int) -> train.Config:

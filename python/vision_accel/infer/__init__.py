@@ -6,6 +6,14 @@ from vision_accel.infer._output import replacing
 from vision_accel.infer.classify import Classification, Prediction, classify, iter_classify
 from vision_accel.infer.confusion import draw_confusion
 from vision_accel.infer.embed import Embedding, embed, iter_embed
+from vision_accel.infer.reconstruct import (
+    Reconstruction,
+    draw_pairs,
+    interpolate,
+    load_latents,
+    reconstruct,
+    save_latents,
+)
 from vision_accel.infer.report import HtmlReport, draw_grid
 from vision_accel.infer.search import Hit, Index, search, write_features
 from vision_accel.infer.zero_shot import (
@@ -24,16 +32,22 @@ __all__ = [
     "Images",
     "Index",
     "Prediction",
+    "Reconstruction",
     "classify",
     "draw_confusion",
     "draw_grid",
+    "draw_pairs",
     "embed",
     "embed_text",
     "expand",
+    "interpolate",
     "iter_classify",
     "iter_embed",
     "iter_zero_shot",
+    "load_latents",
+    "reconstruct",
     "replacing",
+    "save_latents",
     "search",
     "similarity",
     "write_features",

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vision_accel.io import Checkpoint
+from vision_accel.models import striped
 from vision_accel.models.posterior import Decoded, Posterior
 from vision_accel.models.pretrained import Pretrained, fill
+from vision_accel.models.tiling import blended, parse_memory, plan_for
 from vision_accel.nn import Conv2d, DownBlock, GroupNorm, MidBlock, UpBlock
 from vision_accel.nn.resnet import wide_dtype
 
@@ -178,6 +180,8 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
         c = self.config = config
+        self.tile: tuple[int, float] | None = None  # pixels of an image's side, and overlap
+        self.max_memory: int | str | None = None
         self.encoder = Encoder(c)
         self.decoder = Decoder(c)
         two = 2 * c.latent_channels
@@ -204,6 +208,33 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
         """Trade time for memory in training: blocks are computed again in the backward pass."""
         self.encoder.grad_checkpointing = self.decoder.grad_checkpointing = enable
 
+    def enable_tiling(
+        self, tile_size: int | None = None, overlap: float = 0.25, *, max_memory: int | str = "2GB"
+    ) -> None:
+        """Make ``encode`` and ``decode`` take less memory from now on.
+
+        Args:
+            tile_size: side of overlapping tiles in pixels that are processed alone and faded into each other,
+                as diffusers does it: norms then see one tile only, and colours may differ between tiles.
+                None: exactly, within ``max_memory``.
+            overlap: share of a tile that it has in common with the next.
+            max_memory: where there is no tile size, as in :meth:`decode`.
+        """
+        if tile_size is None:
+            parse_memory(max_memory)
+            self.tile, self.max_memory = None, max_memory
+            return
+        if tile_size < 1 or tile_size % self.config.factor or not 0 <= overlap < 1:
+            raise ValueError(
+                f"AutoencoderKL: tiles must be multiples of {self.config.factor} pixels and overlap by"
+                f" less than 1, got {tile_size} and {overlap}"
+            )
+        self.tile, self.max_memory = (tile_size, overlap), None
+
+    def disable_tiling(self) -> None:
+        """Process images whole again."""
+        self.tile = self.max_memory = None
+
     def scale_latents(self, latents: Tensor) -> Tensor:
         """Latents of the encoder as a diffusion model sees them."""
         return (latents - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
@@ -212,12 +243,13 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
         """What a diffusion model made, as the decoder takes it: undoes :meth:`scale_latents`."""
         return latents / self.config.scaling_factor + (self.config.shift_factor or 0.0)
 
-    def encode(self, x: Tensor, return_dict: bool = True) -> Any:
+    def encode(self, x: Tensor, return_dict: bool = True, *, max_memory: int | str | None = None) -> Any:
         """Images -> the posterior of their latents.
 
         Args:
             x: [B, in_channels, h, w] in [-1, 1]; h and w are multiples of ``config.factor``.
             return_dict: False for a tuple of the posterior, as diffusers has it.
+            max_memory: see :meth:`decode`.
 
         Returns:
             A :class:`Posterior`; its ``latent_dist`` is itself, for callers written for diffusers.
@@ -233,30 +265,73 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
                 f"AutoencoderKL: height and width must be multiples of {c.factor}, got {x.shape[2]} x"
                 f" {x.shape[3]}; forward() and va.reconstruct pad and crop back"
             )
-        moments = self.encoder(x.permute(0, 2, 3, 1).contiguous())
-        if self.quant_conv is not None:
-            moments = self.quant_conv(moments)
-        posterior = Posterior(moments.permute(0, 3, 1, 2))
+        if self.tile is not None and max(x.shape[2:]) > self.tile[0]:
+            moments = blended(self._moments, x, *self.tile, 1 / c.factor, 2 * c.latent_channels)
+        elif plan := self._plan(x.shape[2], x.shape[3], max_memory):
+            with torch.no_grad():
+                images = x.permute(0, 2, 3, 1).contiguous().split(1)
+                parts = [striped.encode(self.encoder, image, plan) for image in images]
+                moments = self._quantised(torch.cat(parts)).permute(0, 3, 1, 2)
+        else:
+            moments = self._moments(x)
+        posterior = Posterior(moments)
         return posterior if return_dict else (posterior,)
 
-    def decode(self, z: Tensor, return_dict: bool = True, generator: Any = None) -> Any:
+    def _moments(self, x: Tensor) -> Tensor:
+        return self._quantised(self.encoder(x.permute(0, 2, 3, 1).contiguous())).permute(0, 3, 1, 2)
+
+    def _quantised(self, moments: Tensor) -> Tensor:
+        return moments if self.quant_conv is None else self.quant_conv(moments)
+
+    def _plan(self, height: int, width: int, max_memory: int | str | None) -> striped.Plan | None:
+        """How to process an image of that size within the memory that is allowed; None: whole."""
+        limit = self.max_memory if max_memory is None else max_memory
+        if limit is None:
+            return None
+        element = torch.empty((), dtype=wide_dtype(self.dtype)).element_size()
+        return plan_for(self.config.block_out_channels, height, width, element, parse_memory(limit))
+
+    def decode(
+        self,
+        z: Tensor,
+        return_dict: bool = True,
+        generator: Any = None,
+        *,
+        max_memory: int | str | None = None,
+    ) -> Any:
         """Latents -> images.
 
         Args:
             z: [B, latent_channels, h, w], not scaled (see :meth:`unscale_latents`).
             return_dict: False for a tuple of the images, as diffusers has it.
             generator: not used; diffusers' pipelines pass one.
+            max_memory: bytes, or text such as ``"2GB"``, that activations may take beside the result. A
+                larger image is processed in stripes, without gradients and with the same result but for
+                rounding (a relative difference below 1e-5); see ``models.striped``.
 
         Returns:
             [B, out_channels, factor * h, factor * w], about in [-1, 1]. Its ``sample`` is itself, for callers
             written for diffusers.
 
         Raises:
-            ValueError: not such latents.
+            ValueError: not such latents, or too little memory; the message says what would do.
         """
         self._check_latent(z)
-        x = self.decoder(self._enter(z)).permute(0, 3, 1, 2)
+        factor = self.config.factor
+        if self.tile is not None and max(z.shape[2:]) * factor > self.tile[0]:
+            tile, overlap = self.tile
+            x = blended(self._images, z, tile // factor, overlap, factor, self.config.out_channels)
+        elif plan := self._plan(z.shape[2] * factor, z.shape[3] * factor, max_memory):
+            with torch.no_grad():
+                parts = [striped.decode(self.decoder, one, plan) for one in self._enter(z).split(1)]
+                x = torch.cat(parts).permute(0, 3, 1, 2)
+        else:
+            x = self._images(z)
         return Decoded.of(x) if return_dict else (x,)
+
+    def _images(self, z: Tensor) -> Tensor:
+        images: Tensor = self.decoder(self._enter(z)).permute(0, 3, 1, 2)
+        return images
 
     def _check_latent(self, z: Tensor) -> None:
         channels = self.config.latent_channels

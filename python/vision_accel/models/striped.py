@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The autoencoder in stripes of rows, exactly: what is stored is one stream, not every activation.
+
+A norm needs the mean and variance of the whole image before any pixel behind it is known. So each residual
+block goes over the image twice: once for the statistics behind its first convolution, and once for its
+output. Each stripe takes as many rows of its neighbours as the convolutions see. There are no seams: the
+result is that of the whole image up to the rounding of the statistics.
+
+What comes out of a convolution between resolutions is not stored but computed again for each pass, and the
+result of a block takes the place of its input. Where the budget allows, the first convolution's result is
+stored instead of being computed twice.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vision_accel import ops
+from vision_accel.nn.resnet import wide_dtype
+
+Statistics = tuple[Tensor, Tensor]
+_HALO = 2  # rows that a residual block sees above and below
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to cut: ``pixels`` of a stripe, and the ``budget`` in bytes for what is stored (None: no limit)."""
+
+    pixels: int
+    budget: int | None = None
+
+    def stripes(self, height: int, width: int) -> Iterator[tuple[int, int]]:
+        """First and last row of each stripe."""
+        rows = max(1, self.pixels // width)
+        for first in range(0, height, rows):
+            yield first, min(height, first + rows)
+
+
+class Source(Protocol):
+    """Where rows of a stream come from: ``x`` is what is in memory of it."""
+
+    x: Tensor
+    height: int
+    width: int
+    channels: int
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows [first, last) as [1, last - first, w, C]."""
+
+
+class Stored:
+    """A stream in memory."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        _, self.height, self.width, self.channels = x.shape
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows [first, last)."""
+        return self.x[:, first:last]
+
+
+class Convolved:
+    """A 3 x 3 convolution of an image that is computed when rows are asked for."""
+
+    def __init__(self, x: Tensor, conv: Any) -> None:
+        self.x, self.conv = x, conv
+        _, self.height, self.width, _ = x.shape
+        self.channels = conv.out_channels
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows [first, last)."""
+        return _conv3(self.conv, _with_halo(Stored(self.x), first, last, 1), first, last, self.height)
+
+
+class Upsampled:
+    """An upsampling convolution that is computed when rows are asked for."""
+
+    def __init__(self, x: Tensor, conv: Any) -> None:
+        self.x, self.conv = x, conv
+        self.height, self.width, self.channels = 2 * x.shape[1], 2 * x.shape[2], conv.out_channels
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows [first, last)."""
+        low, high = max(0, (first - 1) // 2), min(self.height // 2, last // 2 + 1)
+        y = self.conv(self.x[:, low:high])
+        return y[:, first - 2 * low : last - 2 * low]
+
+
+def _with_halo(source: Source, first: int, last: int, halo: int) -> Tensor:
+    return source.rows(max(0, first - halo), min(source.height, last + halo))
+
+
+def _conv3(
+    conv: Any, x: Tensor, first: int, last: int, height: int, residual: Tensor | None = None
+) -> Tensor:
+    """A 3 x 3 convolution for the rows [first, last): zeros outside of the image, neighbours inside."""
+    padding = (int(first == 0), int(last == height), 1, 1)
+    return ops.conv2d(
+        x,
+        conv.weight,
+        conv.bias,
+        residual=residual,
+        padding=padding,
+        out_dtype=None if residual is not None else wide_dtype(x.dtype),
+    )
+
+
+class _Merger:
+    """Mean and variance of stripes, merged in order (Chan et al. 1979) in float64."""
+
+    def __init__(self, groups: int) -> None:
+        self.groups, self.count = groups, 0.0
+        self.mean = self.squares = torch.zeros(1, groups, dtype=torch.float64)
+
+    def add(self, x: Tensor) -> None:
+        mean, variance = ops.group_norm_statistics(x, self.groups)
+        count = float(x.shape[1] * x.shape[2])
+        shift = mean.double().cpu() - self.mean
+        total = self.count + count
+        self.squares = (
+            self.squares + variance.double().cpu() * count + shift**2 * (self.count * count / total)
+        )
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+
+    def result(self, like: Tensor) -> Statistics:
+        mean, variance = self.mean, self.squares / self.count
+        return mean.to(like.device, like.dtype), variance.to(like.device, like.dtype)
+
+
+def _statistics(source: Source, groups: int, plan: Plan) -> Statistics:
+    merger = _Merger(groups)
+    for first, last in plan.stripes(source.height, source.width):
+        rows = source.rows(first, last)
+        merger.add(rows)
+    return merger.result(rows)
+
+
+def _resnet(block: Any, source: Source, before: Statistics | None, plan: Plan) -> tuple[Stored, Statistics]:
+    """The block's result, and the statistics of the norm behind it."""
+    height, width = source.height, source.width
+    groups, n = block.norm1.num_groups, block.conv1.out_channels
+    first_norm = before or _statistics(source, groups, plan)
+
+    def hidden(x: Tensor, top: int, bottom: int, first: int, last: int) -> Tensor:
+        """conv1's rows [first, last) from rows [top, bottom) of the input."""
+        x = x[:, max(0, first - 1) - top : min(height, last + 1) - top]
+        return _conv3(block.conv1, block.norm1(x, first_norm), first, last, height)
+
+    # Once for the statistics in the middle.
+    like = source.rows(0, 1)
+    size = height * width * n * like.element_size()
+    held = source.x.numel() * source.x.element_size()
+    out_is_new = not (isinstance(source, Stored) and n == source.channels)
+    keep = plan.budget is not None and held + size * (1 + out_is_new) <= plan.budget
+    kept = like.new_empty(1, height, width, n) if keep else None
+    merger = _Merger(groups)
+    for first, last in plan.stripes(height, width):
+        top, bottom = max(0, first - 1), min(height, last + 1)
+        h = hidden(source.rows(top, bottom), top, bottom, first, last)
+        merger.add(h)
+        if kept is not None:
+            kept[:, first:last] = h
+    second_norm = merger.result(like)
+
+    # Once for the result, which takes the place of a stored input of the same width.
+    y = like.new_empty(1, height, width, n) if out_is_new else source.x
+    after = _Merger(groups)
+    above = like[:, :0]  # the last rows of the input above the stripe, which the result has overwritten
+    for first, last in plan.stripes(height, width):
+        top, bottom = max(0, first - _HALO), min(height, last + _HALO)
+        if out_is_new:
+            x = source.rows(top, bottom)
+        else:
+            x = torch.cat([above, source.rows(first, bottom)], 1)
+            above = x[:, max(0, last - _HALO) - top : last - top].clone()
+        low, high = max(0, first - 1), min(height, last + 1)
+        h = hidden(x, top, bottom, low, high) if kept is None else kept[:, low:high]
+        middle = x[:, first - top : last - top]
+        residual = middle if block.conv_shortcut is None else block.conv_shortcut(middle)
+        h = block.norm2(h.contiguous(), second_norm)
+        rows = _conv3(block.conv2, h, first, last, height, residual.contiguous())
+        y[:, first:last] = rows
+        after.add(rows)
+    return Stored(y), after.result(like)
+
+
+def _finish(part: Any, stream: Stored, norm: Statistics, plan: Plan) -> Tensor:
+    """The last norm and convolution."""
+    stripes = []
+    for first, last in plan.stripes(stream.height, stream.width):
+        x = part.conv_norm_out(_with_halo(stream, first, last, 1), norm)
+        padding = (int(first == 0), int(last == stream.height), 1, 1)
+        stripes.append(ops.conv2d(x, part.conv_out.weight, part.conv_out.bias, padding=padding))
+    return torch.cat(stripes, 1)
+
+
+def decode(decoder: Any, z: Tensor, plan: Plan) -> Tensor:
+    """[1, h, w, latent_channels] -> [1, factor * h, factor * w, out_channels], as the decoder gives it."""
+    x = decoder.mid_block(decoder.conv_in(z, out_dtype=wide_dtype(z.dtype)))
+    source: Source = Stored(x)
+    norm: Statistics | None = None
+    for block in decoder.up_blocks:
+        for resnet in block.resnets:
+            source, norm = _resnet(resnet, source, norm, plan)
+        for upsampler in block.upsamplers:
+            assert isinstance(source, Stored)
+            source, norm = Upsampled(source.x, upsampler.conv), None
+    assert isinstance(source, Stored)
+    assert norm is not None
+    return _finish(decoder, source, norm, plan)
+
+
+def encode(encoder: Any, x: Tensor, plan: Plan) -> Tensor:
+    """[1, h, w, in_channels] -> moments [1, h / factor, w / factor, 2 * latent_channels]."""
+    source: Source = Convolved(x, encoder.conv_in)
+    norm: Statistics | None = None
+    for block in encoder.down_blocks:
+        for resnet in block.resnets:
+            source, norm = _resnet(resnet, source, norm, plan)
+        for downsampler in block.downsamplers:
+            assert isinstance(source, Stored)
+            source, norm = Stored(_downsample(downsampler.conv, source, plan)), None
+    assert isinstance(source, Stored)
+    y = encoder.mid_block(source.x)
+    return encoder.conv_out(encoder.conv_norm_out(y))
+
+
+def _downsample(conv: Any, stream: Stored, plan: Plan) -> Tensor:
+    stripes = []
+    half = stream.height // 2
+    for first, last in plan.stripes(half, stream.width):
+        x = stream.x[:, 2 * first : 2 * last + 1]
+        padding = (0, int(last == half), 0, 1)
+        stripes.append(ops.conv2d(x, conv.weight, conv.bias, stride=2, padding=padding, out_dtype=x.dtype))
+    return torch.cat(stripes, 1)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vision_accel as va
+from vision_accel import infer
+from vision_accel.data import images as data_images
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    changes = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    return va.create_model("autoencoder_kl_sd", **changes).eval()
+
+
+def test_pictures_of_any_size(vae, image_root):
+    found = list(va.reconstruct(vae, image_root / "val", batch_size=4))
+    assert len(found) == 18
+    for r in found:
+        with Image.open(r.source) as picture:
+            assert r.image.size == r.output.size == picture.size
+        a, b = (np.asarray(i, dtype=np.float64) for i in (r.image, r.output))
+        assert r.psnr == pytest.approx(10 * np.log10(255**2 / ((a - b) ** 2).mean()))
+
+
+def test_batches_do_not_change_results(vae):
+    pictures = [np.random.default_rng(i).integers(0, 256, (9, 12, 3)).astype(np.uint8) for i in range(3)]
+    one, three = (list(va.reconstruct(vae, pictures, batch_size=n)) for n in (1, 3))
+    for a, b in zip(one, three, strict=True):
+        assert np.array_equal(np.asarray(a.output), np.asarray(b.output))
+
+
+def test_bad_pictures(vae, tmp_path):
+    good, bad = tmp_path / "a.png", tmp_path / "b.png"
+    Image.new("RGB", (8, 8)).save(good)
+    bad.write_bytes(b"no picture")
+    found = list(va.reconstruct(vae, tmp_path, on_error="skip"))
+    assert found[0].psnr is not None
+    assert "b.png" in found[1].error
+    with pytest.raises(data_images.ImageError, match=r"b\.png"):
+        list(va.reconstruct(vae, tmp_path))
+    with pytest.raises(ValueError, match="batch_size: must be at least 1"):
+        list(va.reconstruct(vae, good, batch_size=0))
+
+
+def test_latents_in_files(vae, tmp_path):
+    file = tmp_path / "picture.png"
+    Image.fromarray(np.arange(7 * 10 * 3, dtype=np.uint8).reshape(7, 10, 3)).save(file)
+    assert infer.save_latents(vae, file, tmp_path / "latents.safetensors") == 1
+    latents = infer.load_latents(tmp_path / "latents.safetensors")[str(file)]
+    assert latents.shape == (4, 4, 5)
+    way = infer.interpolate(vae, latents, torch.randn(4, 4, 5), 3)
+    assert [p.size for p in way] == [(10, 8)] * 3
+    whole = next(iter(va.reconstruct(vae, file))).output
+    assert np.array_equal(np.asarray(way[0])[:7], np.asarray(whole))
+    assert len(infer.interpolate(vae, latents, latents, 2)) == 2
+    with pytest.raises(ValueError, match="needs latents of one shape"):
+        infer.interpolate(vae, latents, latents[:, 1:])
+
+
+def test_picture_of_pairs(vae):
+    found = list(va.reconstruct(vae, [np.zeros((8, 8, 3), np.uint8)] * 3))
+    assert infer.draw_pairs(found, columns=2).size == (2 * 12, 2 * (16 + 18))
+    with pytest.raises(ValueError, match="no reconstructions"):
+        infer.draw_pairs([])
