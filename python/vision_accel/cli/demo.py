@@ -35,7 +35,7 @@ class AutoencoderDemo:
 
     output: Path = Path("demo_output/autoencoder-kl")
     """Folder for the crops, the run, curves.png and reconstructions.png."""
-    steps: int = 500
+    steps: int = 1200
     """Steps of training."""
     seed: int = 0
     """Seed of the weights, the order of images and their augmentation."""

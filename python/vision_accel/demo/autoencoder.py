@@ -46,7 +46,7 @@ def write_crops(root: Path) -> tuple[int, int]:
 
 
 def options(out: Path, steps: int, seed: int) -> train.Config:
-    """An autoencoder of f=4, trained on crops of 32 x 32 pixels (latents of 4 x 8 x 8)."""
+    """An autoencoder of f=4, trained on crops of 32 x 32 pixels (latents of 8 x 8 x 8)."""
     return train.Config(
         task="autoencode",
         data=DataOptions(
@@ -58,6 +58,7 @@ def options(out: Path, steps: int, seed: int) -> train.Config:
             overrides={
                 "block_out_channels": "24,48,64",
                 "layers_per_block": 1,
+                "latent_channels": 8,
                 "norm_num_groups": 8,
                 "mid_block_add_attention": False,
                 "sample_size": 32,
@@ -81,7 +82,7 @@ def options(out: Path, steps: int, seed: int) -> train.Config:
 def run(
     out: Path,
     *,
-    steps: int = 500,
+    steps: int = 1200,
     seed: int = 0,
     resume: bool = False,
     say: Callable[[str], None] = lambda _: None,
