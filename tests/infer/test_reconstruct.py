@@ -6,6 +6,7 @@ from PIL import Image
 
 import vision_accel as va
 from vision_accel import infer
+from vision_accel.cli import main
 from vision_accel.data import images as data_images
 
 
@@ -66,3 +67,26 @@ def test_picture_of_pairs(vae):
     assert infer.draw_pairs(found, columns=2).size == (2 * 12, 2 * (16 + 18))
     with pytest.raises(ValueError, match="no reconstructions"):
         infer.draw_pairs([])
+
+
+def test_command(vae, image_root, tmp_path, capsys):
+    va.save(vae, tmp_path / "vae")
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    folder = str(image_root / "val" / "red")
+    out = [
+        f"--output={tmp_path / 'out'}",
+        f"--grid={tmp_path / 'grid.png'}",
+        f"--latents={tmp_path / 'z.safetensors'}",
+    ]
+    assert main(["reconstruct", str(tmp_path / "vae"), folder, str(bad), "--max-memory=1GB", *out]) == 3
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1].startswith("mean PSNR ")
+    assert len(printed.out.splitlines()) == 7
+    assert "bad.png" in printed.err
+    assert len(list((tmp_path / "out").iterdir())) == 6
+    assert len(infer.load_latents(tmp_path / "z.safetensors")) == 6
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.width > 0
+    assert main(["reconstruct", str(tmp_path / "vae"), folder, "--max-memory=much"]) == 2
+    assert "max_memory: must be an amount of memory" in capsys.readouterr().err

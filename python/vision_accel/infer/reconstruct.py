@@ -74,7 +74,8 @@ def encode(vae: Any, images: Images) -> Iterator[tuple[str, Tensor]]:
     for name, picture in expand(images):
         pixels = load_image(picture)
         with evaluating(vae):
-            yield name, vae.encode(_padded(vae, _to_input(vae, [pixels]))).mode()[0].float().cpu().contiguous().clone()
+            latent = vae.encode(_padded(vae, _to_input(vae, [pixels]))).mode()[0]
+        yield name, latent.float().cpu().contiguous().clone()
 
 
 def decode(vae: Any, latents: Tensor) -> list[Image.Image]:
