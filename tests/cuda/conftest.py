@@ -7,6 +7,6 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _tensors_on_the_gpu() -> Iterator[None]:
-    """Tensors that a test makes are on the GPU, also those of another device's generator."""
+    """Tensors that a test makes are on the GPU unless it says otherwise."""
     with torch.device("cuda"):
         yield

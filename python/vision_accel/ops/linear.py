@@ -105,7 +105,7 @@ def _run(
     packed = None
     if train:
         _pack_cache.forget(weight)  # it is about to change
-    elif not weight.is_cuda:
+    elif not (x.is_cuda or weight.is_cuda):
         packed = _pack_cache.packed_weight(weight)
     _C.linear_forward(
         dense_rows(x),

@@ -41,7 +41,9 @@ def evaluate(
     if grads:
         generator = torch.Generator().manual_seed(seed)
         floating = [o for o in outputs if o.is_floating_point()]
-        weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in floating]
+        # One device's generator, so that every device gets the same weights.
+        on_cpu: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+        weights = [torch.randn(o.shape, **on_cpu).to(o) for o in floating]
         found = torch.autograd.grad(floating, leaves, weights, allow_unused=True)
         results += [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
     return results
