@@ -2,6 +2,7 @@
 // Which CUTLASS kernel a product goes to. The kernels themselves are compiled elsewhere, one in a file.
 #include <algorithm>
 
+#include "core/build_info.h"
 #include "kernels/linear/linear_tiles.h"
 
 namespace va::linear_gemm {
@@ -78,8 +79,10 @@ bool with_math16(const Gemm& g, F&& f) {
   return false;
 }
 
-bool aligned16(const void* p, int64_t row, int64_t size) {
-  return (reinterpret_cast<uintptr_t>(p) | static_cast<uintptr_t>(row * size)) % 16 == 0;
+// What TMA can describe: rows on 16-byte boundaries that do not overlap.
+bool for_tma(const void* p, int64_t row, int64_t cols, int64_t size) {
+  return !p ||
+         (row >= cols && (reinterpret_cast<uintptr_t>(p) | static_cast<uintptr_t>(row * size)) % 16 == 0);
 }
 
 // The form that computes this epilogue; false when the 2.x kernels must.
@@ -123,8 +126,8 @@ bool run_hopper(const Gemm& g, const Gpu& gpu, void* scratch, int64_t scratch_by
   const Epilogue& e = g.epilogue;
   const int64_t size = e.wide ? 4 : 2;
   Form form = Form::plain;
-  if (!e.vectors || !aligned16(e.y, e.y_row, size) || !aligned16(e.residual, e.residual_row, size) ||
-      !aligned16(e.z, e.z_row, 2) || !find_form(g, form))
+  if (!e.vectors || !for_tma(e.y, e.y_row, g.n, size) || !for_tma(e.residual, e.residual_row, g.n, size) ||
+      !for_tma(e.z, e.z_row, g.n, 2) || !find_form(g, form))
     return false;
   const int64_t m = g.deterministic ? 0 : g.m;
   if (form != Form::dw && sm90_too_few(m, g.n, gpu.processors)) return false;
@@ -155,6 +158,10 @@ int64_t tensor_core_scratch([[maybe_unused]] const Gemm& g) {
 
 bool run_tensor_cores(const Gemm& gemm, [[maybe_unused]] void* scratch,
                       [[maybe_unused]] int64_t scratch_bytes, Stream stream) {
+  const Gpu gpu = this_gpu();
+  if (gpu.major < 8)
+    fail("linear: needs a GPU of compute capability 8.0 or newer, this one has " + std::to_string(gpu.major) +
+         "." + std::to_string(gpu.minor) + " (vision_accel was " + cuda_status() + ")");
   Gemm g = gemm;
   const int64_t size = size_of(g.dtype);
   if (g.dtype == DType::f64 || g.k == 0 || !fits_int(g)) return false;
@@ -164,7 +171,6 @@ bool run_tensor_cores(const Gemm& gemm, [[maybe_unused]] void* scratch,
   if ((a_k ? g.a.row < g.k : g.a.col < g.m) || (b_k ? g.b.row < g.k : g.b.col < g.n)) return false;
   const int64_t align = std::min(alignment(g.a, g.m, g.k, size), alignment(g.b, g.n, g.k, size));
   if (align < 4) return false;
-  const Gpu gpu = this_gpu();
 #if VA_LINEAR_SM90
   if (gpu.major == 9 && align >= 16 && run_hopper(g, gpu, scratch, scratch_bytes, stream)) return true;
 #endif
