@@ -88,7 +88,7 @@ def test_arguments_are_released_again():
     for _ in range(10):
         _C.activation_forward(a, b, "silu", 0)
         _C.activation_forward(x, y, "silu", 0)
-        _C.grad_norm([a, x], torch.zeros((), dtype=torch.float64), 0)
+        _C.grad_norm([a, x], torch.zeros((), dtype=torch.float64), None, 0)
         with pytest.raises(TypeError):
             _C.activation_forward(x, a.astype("i4"), "silu", 0)
     assert [sys.getrefcount(o) for o in (a, b, x, y)] == before
@@ -101,7 +101,7 @@ def test_tensors_of_a_list_outlive_the_call():
         grads = [torch.ones(300_000) for _ in range(20)]
         clearer = threading.Thread(target=grads.clear)
         clearer.start()
-        _C.grad_norm(grads, norm, 0)
+        _C.grad_norm(grads, norm, None, 0)
         clearer.join()
         assert norm.item() in (0.0, pytest.approx((300_000 * 20) ** 0.5))
 
