@@ -22,9 +22,10 @@ void run(bool probabilities, Reduction reduction, double smoothing) {
   const auto dloss = random<C>({outputs});
   cross_entropy_forward({logits.view, target, loss.view, losses.view, lse.view, smoothing, reduction, -100},
                         0);
-  cross_entropy_backward({dloss.view, logits.view, target, lse.view, dlogits.view,
-                          probabilities ? dtarget.view : TensorView{}, smoothing, reduction, -100},
-                         0);
+  cross_entropy_backward(
+      {dloss.view, logits.view, target, lse.view, dlogits.view, probabilities ? dtarget.view : TensorView{},
+       TensorView{}, smoothing, reduction, -100},
+      0);
 
   const auto kept = [&](int64_t r) { return probabilities || hard.data[static_cast<size_t>(r)] != -100; };
   double count = 0, total = 0;
