@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/attention/attention_cuda.h"
 
+#include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 #include <type_traits>
 
 #include "core/dtype.h"
+#include "kernels/attention/attention_sm90.h"
 #include "kernels/common/vectors.cuh"
 
 namespace va {
@@ -36,11 +39,39 @@ bool with_tensor_cores(std::initializer_list<const TensorView*> tensors, F&& f) 
   return true;
 }
 
+#ifdef VA_ATTENTION_SM90
+// No GPU has run the Hopper kernel yet, so VISION_ACCEL_HOPPER_ATTENTION=1 has to ask for it.
+bool runs_on_hopper(const AttentionForward& a) {
+  const char* const wanted = std::getenv("VISION_ACCEL_HOPPER_ATTENTION");
+  if (!wanted || std::strcmp(wanted, "1") != 0) return false;
+  for (const TensorView* x : {&a.q, &a.k, &a.v}) {
+    for (int i = 0; i < 3; ++i) {
+      if (x->sizes[i] > 1 && x->strides[i] <= 0) return false;  // TMA wants an address for each row
+    }
+  }
+  int device = 0, major = 0;
+  simt::cuda_check(cudaGetDevice(&device), "attention");
+  simt::cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "attention");
+  return major == 9;
+}
+#endif
+
+// The tensor-core kernel of this GPU.
+template <class T, int kD>
+void forward_on_tensor_cores(const AttentionForward& a, Stream stream) {
+#ifdef VA_ATTENTION_SM90
+  if constexpr (kD == 64 || kD == 128) {
+    if (runs_on_hopper(a)) return cuda::attention_forward_sm90<T, kD>(a, stream);
+  }
+#endif
+  cuda::attention_forward_mma<T, kD>(a, stream);
+}
+
 }  // namespace
 
 void cuda::attention_forward(const AttentionForward& a, Stream stream) {
   const bool done = with_tensor_cores({&a.q, &a.k, &a.v, &a.y}, [&](auto type, auto dim) {
-    attention_forward_mma<decltype(type), dim()>(a, stream);
+    forward_on_tensor_cores<decltype(type), dim()>(a, stream);
   });
   if (!done) attention_forward_loop(a, stream);
 }
