@@ -46,6 +46,7 @@ product_kernel(Gemm g) {
     stage<T>(a, g.a, m0, g.m, k0, k_last);
     stage<T>(b, g.b, n0, g.n, k0, k_last);
     sync_block();
+#pragma unroll 4
     for (int k = 0; k < kDepth; ++k) {
       C left[kRun], right[kRun];
 #pragma unroll
