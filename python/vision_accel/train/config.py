@@ -11,8 +11,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from vision_accel.data.augment import AugmentConfig
+from vision_accel.data.augment import AugmentConfig, TrainTransform, train_transform
 from vision_accel.data.loader import default_workers
+from vision_accel.data.preprocess import Preprocess
 from vision_accel.train.autoencode_options import AutoencodeOptions
 from vision_accel.train.contrastive_options import ContrastiveOptions
 from vision_accel.train.errors import ConfigError
@@ -115,6 +116,13 @@ class AugmentOptions(AugmentConfig):
     """Probability of CutMix where both are on."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all classes."""
+
+    def transform(self, recipe: Preprocess) -> TrainTransform:
+        """The augmentation of a model's input; a ConfigError says what cannot be used."""
+        try:
+            return train_transform(recipe, self)
+        except ValueError as e:
+            raise ConfigError(f"augment: {e}") from e
 
 
 @dataclass

@@ -14,7 +14,6 @@ from torch.func import functional_call
 from torch.utils.data import Dataset
 
 import vision_accel as va
-from vision_accel.data.augment import train_transform
 from vision_accel.data.folder import ImageFiles, too_many_bad
 from vision_accel.data.loader import (
     BadSample,
@@ -124,10 +123,7 @@ class Autoencode:
     @property
     def samples(self) -> Dataset[Sample]:
         """Augmented images; the size must be known by then."""
-        try:
-            transform = train_transform(self.preprocess, self.config.augment)
-        except ValueError as e:
-            raise ConfigError(f"augment: {e}") from e
+        transform = self.config.augment.transform(self.preprocess)
         return TrainImages(self.files, transform, self.config.train.seed)
 
     def collate(self, samples: list[Sample]) -> Batch:

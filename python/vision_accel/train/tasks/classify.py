@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 
 import vision_accel as va
 from vision_accel import ops
-from vision_accel.data.augment import train_transform
 from vision_accel.data.folder import ImageFolder
 from vision_accel.data.loader import Batch, Sample, TrainImages, collate_train
 from vision_accel.data.mix import mix
@@ -47,10 +46,7 @@ class Classify:
     @property
     def samples(self) -> Dataset[Sample]:
         """Augmented images of the training folder; the model's preprocessing must be known by then."""
-        try:
-            transform = train_transform(self.preprocess, self.config.augment)
-        except ValueError as e:
-            raise ConfigError(f"augment: {e}") from e
+        transform = self.config.augment.transform(self.preprocess)
         return TrainImages(self.folder, transform, self.config.train.seed)
 
     def collate(self, samples: list[Sample]) -> Batch:

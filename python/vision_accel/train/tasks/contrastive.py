@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import vision_accel as va
-from vision_accel.data.augment import TrainTransform, train_transform
+from vision_accel.data.augment import TrainTransform
 from vision_accel.data.captions import Captions
 from vision_accel.data.folder import ImageFolder
 from vision_accel.data.images import ImageError
@@ -109,10 +109,7 @@ class Contrastive:
     @property
     def samples(self) -> Dataset[Sample]:
         """Augmented pictures and token ids."""
-        try:
-            transform = train_transform(self.model.preprocess, self.config.augment)
-        except ValueError as e:
-            raise ConfigError(f"augment: {e}") from e
+        transform = self.config.augment.transform(self.model.preprocess)
         return CaptionSamples(self.captions, self.model.tokenizer, transform, self.config.train.seed)
 
     def collate(self, samples: list[Sample]) -> Batch:
