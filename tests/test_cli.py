@@ -188,12 +188,12 @@ def test_config_file_and_flags(run, tmp_path, model_dir, classes):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("topk: 2", "unknown key 'topk'; did you mean 'top_k'?"),
-        ("top_k: many", "top-k"),
-        ("function: argmax", "argmax"),
-        ("[1, 2]", "expected keys and values at the top, got list"),
-        ("a: [", "not valid YAML"),
-        ("!!python/object/apply:os.system [exit 3]", "not valid YAML"),
+        ("topk: 2", "topk: unknown option; did you mean 'top_k'?"),
+        ("top_k: many", "top_k: must be a whole number, got 'many'"),
+        ("function: argmax", "function: must be 'softmax' or 'sigmoid' or 'none', got 'argmax'"),
+        ("[1, 2]", "configuration: must be a group of options, got [1, 2]"),
+        ("a: [", "not a YAML file"),
+        ("!!python/object/apply:os.system [exit 3]", "not a YAML file"),
     ],
 )
 def test_bad_config_file(fails, tmp_path, model_dir, classes, text, message):
@@ -377,6 +377,7 @@ def test_train(run, fails, classes, tmp_path):
     assert code == 0
     assert "6 steps" in out  # flags win over the file
     model = va.load(tmp_path / "run/model")
+    assert model.config.embed_dim == 48
     assert sorted(model.labels.values()) == ["blue", "green", "red"]
     assert run("classify", tmp_path / "run/model", classes / "val")[0] == 0
 

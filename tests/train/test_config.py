@@ -41,11 +41,11 @@ def test_file_sets_some_options(tmp_path):
     [
         (
             {"optim": {"weight_decai": 0.1}},
-            "optim.weight_decai: unknown option; did you mean optim.weight_decay?",
+            "optim.weight_decai: unknown option; did you mean 'optim.weight_decay'?",
         ),
-        ({"optin": {"lr": 0.1}}, "optin: unknown option; did you mean optim?"),
-        ({"lr": 0.1}, "lr: unknown option; did you mean optim.lr?"),
-        ({"data": {"epochs": 3}}, "data.epochs: unknown option; did you mean train.epochs?"),
+        ({"optin": {"lr": 0.1}}, "optin: unknown option; did you mean 'optim'?"),
+        ({"lr": 0.1}, "lr: unknown option; did you mean 'optim.lr'?"),
+        ({"data": {"epochs": 3}}, "data.epochs: unknown option; did you mean 'train.epochs'?"),
         ({"train": {"zzz": 3}}, "train.zzz: unknown option; known here: out, resume, epochs"),
         ({"optim": {"lr": "fast"}}, "optim.lr: must be a number, got 'fast'"),
         ({"optim": {"lr": True}}, "optim.lr: must be a number, got True"),

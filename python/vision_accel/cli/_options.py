@@ -5,31 +5,41 @@ import contextlib
 import dataclasses
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
-import yaml
 
+from vision_accel._options import from_values, leaves, read_yaml
 from vision_accel._suggest import did_you_mean
 
 T = TypeVar("T")
 
 
 def parse(
-    cls: type[T], argv: Sequence[str], prog: str, description: str | None = None, defaults: Sequence[str] = ()
+    cls: type[T],
+    argv: Sequence[str],
+    prog: str,
+    description: str | None = None,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> T:
     """An instance of the dataclass ``cls`` from ``argv``.
 
-    ``--config FILE.yaml`` comes before the flags, and the flags in ``defaults`` before both.
+    Flags win over ``--config FILE.yaml``, and the file over ``defaults``, which are nested as it is.
 
     Raises:
         ValueError: unknown key or flag (with the likely right one), missing or malformed value.
         SystemExit: 0 after ``--help``.
     """
     file, argv = _take_config(argv)
-    flags = [] if file is None else _flags_of_file(cls, file)
+    default = _from_file(cls, file, defaults)
+    # tyro would take a dict that is not empty for a group with a flag for each of its keys.
+    tables = []
+    for owner, name in _tables(default):
+        tables.append(getattr(owner, name))
+        setattr(owner, name, {})
     text = (description or cls.__doc__ or "").strip()
     text += (
         "\n\n--config FILE.yaml sets the same options (nested by the dots of their names); flags win over it."
@@ -38,20 +48,32 @@ def parse(
     try:
         with contextlib.redirect_stderr(errors):
             options, unknown = tyro.cli(
-                cls, prog=prog, description=text, args=[*defaults, *flags, *argv], return_unknown_args=True
+                cls, prog=prog, description=text, args=argv, default=default, return_unknown_args=True
             )
     except SystemExit as stop:
         if stop.code in {0, None}:
             raise
-        raise ValueError(_plain(errors.getvalue()) + (f" (in {file} or the flags)" if file else "")) from None
+        raise ValueError(_plain(errors.getvalue())) from None
     if unknown:
         word = next((u for u in unknown if u.startswith("-")), unknown[0])
         if not word.startswith("-"):
             raise ValueError(f"unexpected argument {word!r}")
-        names = [name.replace("_", "-") for name, _ in _leaves(cls)]
+        names = [name.replace("_", "-") for name in leaves(cls)]
         name = word.lstrip("-").partition("=")[0].replace("_", "-")
         raise ValueError(f"unknown option {word!r}{did_you_mean(name, names)}".replace("mean '", "mean '--"))
+    for (owner, name), table in zip(_tables(options), tables, strict=True):
+        setattr(owner, name, getattr(owner, name) or table)
     return options
+
+
+def _tables(options: Any) -> Iterator[tuple[Any, str]]:
+    """Owner and name of each option that is a dict."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _tables(value)
+        elif isinstance(value, dict):
+            yield options, field.name
 
 
 def _take_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -70,59 +92,27 @@ def _take_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     return file, rest
 
 
-def _flags_of_file(cls: type, file: Path) -> list[str]:
-    """What the YAML file says, as flags: tyro then checks its values exactly as it checks flags."""
+def _from_file(cls: type[T], file: Path | None, defaults: Mapping[str, Any]) -> T:
+    """The options before the flags: the defaults of the command, and over them the file."""
+    if file is None:
+        return from_values(cls, defaults)
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        return []
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: expected keys and values at the top, got {type(values).__name__}")
-    return list(_flags(cls, values, file, ""))
+        values = read_yaml(file)
+        from_values(cls, values)
+        for name, hint in get_type_hints(cls, include_extras=True).items():
+            if tyro.conf.Positional in getattr(hint, "__metadata__", ()) and name in values:
+                raise ValueError(f"{name} is an argument, not an option: give it on the command line")
+        return from_values(cls, _merged(defaults, values))
+    except ValueError as e:
+        raise ValueError(f"{file}: {e}") from e
 
 
-def _flags(cls: type, values: dict[Any, Any], file: Path, prefix: str) -> Iterator[str]:
-    hints = get_type_hints(cls, include_extras=True)
-    names = [f.name for f in dataclasses.fields(cls) if f.init]
-    for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name not in names:
-            choices = [leaf for leaf, _ in _leaves(cls, prefix)]
-            raise ValueError(f"{file}: unknown key {prefix + str(key)!r}{did_you_mean(str(key), choices)}")
-        kind = hints[name]
-        flag = f"--{prefix}{name}"
-        if dataclasses.is_dataclass(kind):
-            if not isinstance(value, dict):
-                raise ValueError(f"{file}: {prefix}{name} holds options of its own, got {value!r}")
-            yield from _flags(kind, value, file, f"{prefix}{name}.")  # type: ignore[arg-type]
-        elif tyro.conf.Positional in getattr(kind, "__metadata__", ()):
-            raise ValueError(f"{file}: {name} is an argument, not an option: give it on the command line")
-        elif isinstance(value, bool) and _is_bool(kind):
-            if value or tyro.conf.FlagCreatePairsOff not in getattr(kind, "__metadata__", ()):
-                yield flag if value else f"--{prefix}no-{name}"
-        elif isinstance(value, list):
-            yield from (flag, *map(str, value))
-        elif isinstance(value, dict):
-            yield from (flag, *(str(word) for pair in value.items() for word in pair))
-        else:
-            yield from (flag, str(value))
-
-
-def _is_bool(kind: Any) -> bool:
-    return bool(getattr(kind, "__origin__", kind) is bool or kind is bool)
-
-
-def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and types of every option below ``cls``."""
-    hints = get_type_hints(cls, include_extras=True)
-    for field in dataclasses.fields(cls):
-        kind = hints[field.name]
-        if dataclasses.is_dataclass(kind):
-            yield from _leaves(kind, f"{prefix}{field.name}.")  # type: ignore[arg-type]
-        else:
-            yield prefix + field.name, kind
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(below)
+    for key, value in above.items():
+        group = both.get(key)
+        both[key] = _merged(group, value) if isinstance(group, dict) else value
+    return both
 
 
 def _plain(box: str) -> str:

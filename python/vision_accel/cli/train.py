@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vision-accel train <task>``."""
 
+from typing import Any
+
 import vision_accel as va
 from vision_accel._suggest import did_you_mean
 from vision_accel.cli._options import parse
@@ -10,28 +12,23 @@ TASKS = {
     "autoencoder-kl": "train or fine-tune an autoencoder on the images below a folder",
     "clip": "train or fine-tune a CLIP or SigLIP on captioned images (folder, .csv, .tsv, webdataset .tar)",
 }
-DEFAULTS = {
-    "vit": (),
-    "autoencoder-kl": (
-        "--task=autoencode",
-        "--model.name=autoencoder_kl_sd",
-        "--augment.crop=random",
-        "--train.out=runs/autoencoder_kl",
-        "--optim.lr=4.5e-6",
-        "--schedule.name=constant",
-    ),
-    "clip": (  # open_clip's
-        "--task=contrastive",
-        "--model.name=ViT-B-32",
-        *("--augment.scale", "0.9", "1.0"),
-        "--augment.flip=0",
-        "--train.out=runs/clip",
-        "--train.epochs=32",
-        "--optim.lr=5e-4",
-        "--optim.weight-decay=0.2",
-        *("--optim.betas", "0.9", "0.98"),
-        "--optim.eps=1e-6",
-    ),
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "vit": {},
+    "autoencoder-kl": {
+        "task": "autoencode",
+        "model": {"name": "autoencoder_kl_sd"},
+        "augment": {"crop": "random"},
+        "train": {"out": "runs/autoencoder_kl"},
+        "optim": {"lr": 4.5e-6},
+        "schedule": {"name": "constant"},
+    },
+    "clip": {  # open_clip's
+        "task": "contrastive",
+        "model": {"name": "ViT-B-32"},
+        "augment": {"scale": [0.9, 1.0], "flip": 0},
+        "train": {"out": "runs/clip", "epochs": 32},
+        "optim": {"lr": 5e-4, "weight_decay": 0.2, "betas": [0.9, 0.98], "eps": 1e-6},
+    },
 }
 USAGE = "usage: vision-accel train TASK [OPTIONS]\n\n" + "\n".join(
     f"  {t:<14}  {text}" for t, text in TASKS.items()

@@ -2,15 +2,14 @@
 """Every option of a training run. The command line and YAML files set the same fields."""
 
 import dataclasses
-import difflib
-import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
+from vision_accel._options import from_values, read_yaml
 from vision_accel.data.augment import AugmentConfig, TrainTransform, train_transform
 from vision_accel.data.loader import default_workers
 from vision_accel.data.preprocess import Preprocess
@@ -203,20 +202,17 @@ def load_config(path: str | Path) -> Config:
         ConfigError: unreadable file, unknown option (the message suggests a near one), wrong type or range.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as e:
-        raise ConfigError(f"{path}: cannot read the configuration: {e.strerror}") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: not a YAML file: {' '.join(str(e).split())}") from e
-    try:
-        return from_dict({} if values is None else values)
-    except ConfigError as e:
+        return from_dict(read_yaml(Path(path)))
+    except ValueError as e:
         raise ConfigError(f"{path}: {e}") from e
 
 
 def from_dict(values: Any) -> Config:
     """Config from nested plain values; errors as in load_config."""
-    config = _convert(Config, values, "")
+    try:
+        config = from_values(Config, values)
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
     _check_ranges(config)
     return config
 
@@ -234,103 +230,6 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "
             yield from changed(a, b, f"{prefix}{key}.")
         elif a != b:
             yield f"{prefix}{key}: {a} -> {b}"
-
-
-_T = TypeVar("_T")
-
-
-def _convert(cls: type[_T], values: Any, where: str) -> _T:
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{where.rstrip('.') or 'configuration'}: must be a group of options, got {values!r}"
-        )
-    hints = get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            raise ConfigError(f"{where}{key}: unknown option{_suggestion(str(key), hints, where)}")
-    return cls(**{key: _value(hints[key], value, where + key) for key, value in values.items()})
-
-
-def _suggestion(key: str, siblings: Mapping[str, Any], where: str) -> str:
-    paths = {path.rpartition(".")[2]: path for path in _paths(Config, "")}
-    for names in ({s: where + s for s in siblings}, paths):
-        near = difflib.get_close_matches(key, names, n=1)
-        if near:
-            return f"; did you mean {names[near[0]]}?"
-    return f"; known here: {', '.join(siblings)}"
-
-
-def _paths(cls: type, prefix: str) -> Iterator[str]:
-    for key, hint in get_type_hints(cls).items():
-        yield prefix + key
-        if dataclasses.is_dataclass(hint):
-            yield from _paths(hint, f"{prefix}{key}.")  # type: ignore[arg-type]
-
-
-def _value(hint: Any, value: Any, key: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _convert(hint, value, key + ".")  # type: ignore[arg-type]
-    done, converted = _match(hint, value)
-    if not done:
-        raise ConfigError(f"{key}: must be {_describe(hint)}, got {value!r}")
-    return converted
-
-
-def _match(hint: Any, value: Any) -> tuple[bool, Any]:
-    """Whether the value fits the type, and the value in that type."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return value in args and not isinstance(value, bool), value
-    if origin in (Union, types.UnionType):
-        return next((m for m in (_match(a, value) for a in args) if m[0]), (False, None))
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            return False, None
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if len(kinds) != len(value):
-            return False, None
-        items = [_match(k, v) for k, v in zip(kinds, value, strict=True)]
-        return all(i[0] for i in items), tuple(i[1] for i in items)
-    if origin is dict:
-        if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
-            return False, None
-        pairs = {k: _match(args[1], v) for k, v in value.items()}
-        return all(p[0] for p in pairs.values()), {k: p[1] for k, p in pairs.items()}
-    if hint is float:
-        return _number(value)
-    if hint is type(None):
-        return value is None, None
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), value
-
-
-def _number(value: Any) -> tuple[bool, Any]:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return False, None
-    try:
-        return True, float(value)  # YAML reads 1e-3 as a string
-    except (ValueError, OverflowError):
-        return False, None
-
-
-def _describe(hint: Any) -> str:
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return " or ".join(map(repr, args))
-    if origin in (Union, types.UnionType):
-        return " or ".join(_describe(a) for a in args)
-    if origin is tuple:
-        each = [_describe(a) for a in args if a is not Ellipsis]
-        return f"a list of {each[0]}" if args[-1] is Ellipsis else f"[{', '.join(each)}]"
-    if origin is dict:
-        return f"names with {_describe(args[1])}"
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        bool: "true or false",
-        type(None): "nothing",
-    }
-    return names.get(hint, str(hint))
 
 
 def _plain(value: Any) -> Any:
