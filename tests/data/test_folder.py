@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from vision_accel.data import folder as module
-from vision_accel.data.folder import DataError, ImageFolder
+from vision_accel.data.folder import ImageFolder
+from vision_accel.data.source import DataError
 
 
 def fill(root, *files):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vision_accel.data.folder import DataError, ImageFolder
+from vision_accel.data.folder import ImageFolder
 from vision_accel.data.images import load_image
 from vision_accel.data.loader import (
     EvalImages,
@@ -21,6 +21,7 @@ from vision_accel.data.loader import (
     worker_error,
 )
 from vision_accel.data.sampler import BatchPlan, Order
+from vision_accel.data.source import DataError
 
 
 def augment(file, rng, delay=0.0):

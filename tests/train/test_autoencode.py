@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 import vision_accel as va
-from vision_accel.data.folder import DataError, ImageFiles
+from vision_accel.data.folder import ImageFiles
+from vision_accel.data.source import DataError
 from vision_accel.train import Config, ConfigError, checkpoint, fit
 from vision_accel.train.autoencode_options import AutoencodeOptions
 from vision_accel.train.discriminator import PatchDiscriminator, discriminator_loss, psnr, ssim

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import vision_accel as va
-from vision_accel.data.folder import DataError, ImageFolder
+from vision_accel.data.folder import ImageFolder
 from vision_accel.data.preprocess import Preprocess
+from vision_accel.data.source import DataError
 from vision_accel.train import evaluate
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}

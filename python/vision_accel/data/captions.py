@@ -10,7 +10,9 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from vision_accel.data.folder import DataError
+import numpy as np
+
+from vision_accel.data.source import BadSample, DataError, read_file
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _PATH_COLUMNS = ("filepath", "file_name", "image", "path", "url")
@@ -26,10 +28,10 @@ class Pair(NamedTuple):
     offset: int = -1  # in a tar; -1: the file is the picture
     size: int = 0
 
-    def read(self) -> "Path | bytes":
-        """The picture: a path, or its bytes."""
+    def read(self) -> bytes:
+        """The encoded picture."""
         if self.offset < 0:
-            return Path(self.file)
+            return read_file(self.file)
         with open(self.file, "rb") as f:  # noqa: PTH123  (in the inner loop of every worker)
             f.seek(self.offset)
             return f.read(self.size)
@@ -55,7 +57,7 @@ class Captions:
     """
 
     def __init__(self, source: str, image_column: str = "", caption_column: str = "") -> None:
-        self.source, self.skipped = source, 0
+        self.root, self.skipped = Path(source), 0
         self.pairs: list[Pair] = []
         for part in source.split("::"):
             files = sorted(glob(part, recursive=True)) if has_magic(part) else [part]  # noqa: PTH207
@@ -63,9 +65,24 @@ class Captions:
                 self.pairs += self._read(Path(file), image_column, caption_column)
         if not self.pairs:
             raise DataError(f"{source}: no pictures with captions ({self.skipped} without the other half)")
+        self.labels = np.zeros(len(self.pairs), np.int64)
+        self.classes: tuple[str, ...] = ("",)
+        self.problems: list[BadSample] = []
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def name(self, index: int) -> str:
+        """Path of a picture, relative to its source."""
+        return self.pairs[index].name
+
+    def read(self, index: int) -> bytes:
+        """The encoded picture."""
+        return self.pairs[index].read()
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions of a picture."""
+        return self.pairs[index].captions
 
     def _read(self, path: Path, image_column: str, caption_column: str) -> Iterator[Pair]:
         if path.is_dir():

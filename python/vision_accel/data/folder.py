@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vision_accel.data.source import BadSample, DataError, read_file
+
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-class DataError(ValueError):
-    """A data set that cannot be used; the message names the folder or the files."""
 
 
 class ImageFolder:
@@ -38,7 +36,7 @@ class ImageFolder:
         classes: Sequence[str] | None = None,
         extensions: Sequence[str] = IMAGE_EXTENSIONS,
     ) -> None:
-        self.root = Path(root)
+        self.root, self.problems = Path(root), list[BadSample]()
         folders = _class_folders(self.root)
         self.classes: tuple[str, ...] = tuple(folders if classes is None else classes)
         number = {name: i for i, name in enumerate(self.classes)}
@@ -73,6 +71,14 @@ class ImageFolder:
         """Path of an image."""
         return self.root / self.name(index)
 
+    def read(self, index: int) -> bytes:
+        """The encoded image."""
+        return read_file(self.path(index))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """None."""
+        return ()
+
 
 class ImageFiles(ImageFolder):
     """All images below ``root``, at any depth and without classes: every label is 0.
@@ -82,7 +88,7 @@ class ImageFiles(ImageFolder):
     """
 
     def __init__(self, root: str | os.PathLike[str], extensions: Sequence[str] = IMAGE_EXTENSIONS) -> None:
-        self.root, self.classes = Path(root), ("",)
+        self.root, self.classes, self.problems = Path(root), ("",), []
         names = sorted(n[1:] for n in _images(self.root, b"", tuple(extensions)))
         if not names:
             raise DataError(f"{self.root}: no images ({' '.join(extensions)})")

@@ -3,9 +3,9 @@
 
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,20 +15,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vision_accel.data.augment import TrainTransform
-from vision_accel.data.folder import DataError, ImageFolder
 from vision_accel.data.images import ImageError
 from vision_accel.data.sampler import Key, Stream, generator
+from vision_accel.data.source import BadSample, DataError, SampleError, Source
 
 _REPLACEMENTS = 20  # tries before a run of unreadable images is an error
 
-EvalTransform = Callable[[Path], NDArray[np.float32]]
+EvalTransform = Callable[[bytes], NDArray[np.float32]]
+
+# What a model learns from a sample besides its image: (source, index, generator or None: no random choice).
+Target = Callable[[Source, int, np.random.Generator | None], dict[str, Tensor]]
 
 
-class BadSample(NamedTuple):
-    """A file that could not be read, and why."""
-
-    file: str
-    error: str
+def label(source: Source, index: int, _rng: np.random.Generator | None = None) -> dict[str, Tensor]:
+    """The target of a classifier."""
+    return {"label": torch.tensor(source.labels[index])}
 
 
 class Batch(NamedTuple):
@@ -37,6 +38,7 @@ class Batch(NamedTuple):
     tensors: dict[str, Tensor]  # every value is [B, ...]
     bad: list[BadSample]  # files met on the way that could not be read
     error: str = ""  # why there are no tensors
+    indices: tuple[int, ...] = ()  # which samples these are, [B]
 
 
 class Sample(NamedTuple):
@@ -44,68 +46,88 @@ class Sample(NamedTuple):
 
     tensors: dict[str, Tensor] | None
     bad: list[BadSample]
+    number: int = -1  # in its source
 
 
 class TrainImages(Dataset[Sample]):
-    """Augmented images and their labels; a sample is a pure function of (seed, key).
+    """Augmented images and their targets; a sample is a pure function of (seed, key).
 
     An unreadable image is reported and replaced by another one, which (seed, key) choose as well.
 
     Args:
-        folder: the images.
-        transform: (file, random generator) -> float32 [3, h, w]; an ImageError says why it cannot.
+        source: the images.
+        transform: (encoded image, random generator) -> float32 [3, h, w]; an ImageError says why it cannot.
         seed: not negative.
+        target: what is learned from an image.
     """
 
-    def __init__(self, folder: ImageFolder, transform: TrainTransform, seed: int) -> None:
-        self.folder, self.transform, self.seed = folder, transform, seed
+    def __init__(self, source: Source, transform: TrainTransform, seed: int, target: Target = label) -> None:
+        self.source, self.transform, self.seed, self.target = source, transform, seed, target
 
     def __len__(self) -> int:
-        return len(self.folder)
+        return len(self.source)
 
     def __getitem__(self, key: Key) -> Sample:
-        def augmented(file: Path) -> NDArray[np.float32]:
-            return self.transform(file, generator(self.seed, Stream.AUGMENT, *key))
+        def augmented(data: bytes) -> NDArray[np.float32]:
+            return self.transform(data, generator(self.seed, Stream.AUGMENT, *key))
 
         bad: list[BadSample] = []
         index = key.image
         for attempt in range(_REPLACEMENTS):
-            tensors = _read(self.folder, index, bad, augmented)
+            tensors = _read(
+                self.source, index, bad, augmented, self.target, generator(self.seed, Stream.TARGET, *key)
+            )
             if tensors is not None:
-                return Sample(tensors, bad)
-            index = int(generator(self.seed, Stream.REPLACE, *key, attempt).integers(len(self)))
+                return Sample(tensors, bad, index)
+            index = replacement(self.seed, key, attempt, len(self))
         return Sample(None, bad)
 
 
+def replacement(seed: int, key: Key, attempt: int, size: int) -> int:
+    """The sample that stands in for one of ``size`` that cannot be read, at the given attempt (from 0)."""
+    return int(generator(seed, Stream.REPLACE, *key, attempt).integers(size))
+
+
 class EvalImages(Dataset[Sample]):
-    """Images and labels for evaluation; an unreadable image is left out and reported.
+    """Images and targets for evaluation; an unreadable image is left out and reported.
 
     Args:
-        folder: the images.
-        transform: file -> float32 [3, h, w]; an ImageError says why it cannot.
+        source: the images.
+        transform: encoded image -> float32 [3, h, w]; an ImageError says why it cannot.
+        target: what an image is compared with.
     """
 
-    def __init__(self, folder: ImageFolder, transform: EvalTransform) -> None:
-        self.folder, self.transform = folder, transform
+    def __init__(self, source: Source, transform: EvalTransform, target: Target = label) -> None:
+        self.source, self.transform, self.target = source, transform, target
 
     def __len__(self) -> int:
-        return len(self.folder)
+        return len(self.source)
 
     def __getitem__(self, index: int) -> Sample:
         bad: list[BadSample] = []
-        return Sample(_read(self.folder, index, bad, self.transform), bad)
+        return Sample(_read(self.source, index, bad, self.transform, self.target, None), bad, index)
 
 
 def _read(
-    folder: ImageFolder, index: int, bad: list[BadSample], transform: EvalTransform
+    source: Source,
+    index: int,
+    bad: list[BadSample],
+    transform: EvalTransform,
+    target: Target,
+    rng: np.random.Generator | None,
 ) -> dict[str, Tensor] | None:
-    path = folder.path(index)
     try:
-        pixels = torch.as_tensor(transform(path))
-    except (ImageError, OSError) as e:
-        bad.append(BadSample(folder.name(index), str(e).removeprefix(f"{path}: ")))
+        data = source.read(index)
+        return {"image": torch.as_tensor(transform(data)), **target(source, index, rng)}
+    except (ImageError, SampleError, OSError) as e:
+        bad.append(bad_sample(source, index, e))
         return None
-    return {"image": pixels, "label": torch.tensor(folder.labels[index])}
+
+
+def bad_sample(source: Source, index: int, error: Exception) -> BadSample:
+    """What is reported of a sample that could not be read."""
+    why = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+    return BadSample(source.name(index), re.sub(r"^<\d+ bytes>: ", "", why))
 
 
 def collate_train(samples: list[Sample]) -> Batch:
@@ -114,12 +136,14 @@ def collate_train(samples: list[Sample]) -> Batch:
     if any(s.tensors is None for s in samples):
         first = "; ".join(f"{b.file}: {b.error}" for b in bad[:3])
         return Batch({}, bad, f"{_REPLACEMENTS} images in a row could not be read, first {first}")
-    return Batch(_stack(samples), bad)
+    return Batch(_stack(samples), bad, indices=tuple(s.number for s in samples))
 
 
 def collate_eval(samples: list[Sample]) -> Batch:
     """Stack the samples that could be read."""
-    return Batch(_stack([s for s in samples if s.tensors is not None]), [b for s in samples for b in s.bad])
+    bad = [b for s in samples for b in s.bad]
+    samples = [s for s in samples if s.tensors is not None]
+    return Batch(_stack(samples), bad, indices=tuple(s.number for s in samples))
 
 
 def _stack(samples: list[Sample]) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ class Stream(IntEnum):
     REPLACE = 2
     MIX = 3
     MODEL = 4
+    TARGET = 5
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

@@ -2,7 +2,7 @@
 """Counts the files of a run that cannot be read."""
 
 from vision_accel.data.folder import too_many_bad
-from vision_accel.data.loader import BadSample
+from vision_accel.data.source import BadSample
 from vision_accel.train.config import DataOptions
 from vision_accel.train.distributed import World
 from vision_accel.train.run_dir import RunDir

@@ -13,8 +13,9 @@ from torch import nn
 
 import vision_accel as va
 from vision_accel import ops
-from vision_accel.data.folder import DataError, ImageFolder, too_many_bad
-from vision_accel.data.loader import BadSample, EvalImages, EvalTransform, Loader, collate_eval, worker_error
+from vision_accel.data.folder import ImageFolder, too_many_bad
+from vision_accel.data.loader import EvalImages, EvalTransform, Loader, collate_eval, worker_error
+from vision_accel.data.source import BadSample, DataError
 from vision_accel.train.distributed import World, choose_device
 
 

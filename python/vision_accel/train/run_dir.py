@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from vision_accel.data.loader import BadSample
+from vision_accel.data.source import BadSample
 from vision_accel.train import checkpoint
 from vision_accel.train.config import Config, changed, save_config
 from vision_accel.train.errors import CheckpointError, ConfigError

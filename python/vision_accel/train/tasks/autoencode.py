@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 import vision_accel as va
 from vision_accel.data.folder import ImageFiles, too_many_bad
 from vision_accel.data.loader import (
-    BadSample,
     Batch,
     EvalImages,
     Loader,
@@ -26,6 +25,7 @@ from vision_accel.data.loader import (
     collate_train,
 )
 from vision_accel.data.preprocess import Preprocess
+from vision_accel.data.source import BadSample
 from vision_accel.train.autoencode_options import AutoencodeOptions
 from vision_accel.train.config import Config
 from vision_accel.train.discriminator import PatchDiscriminator, discriminator_loss, load_lpips, psnr, ssim

@@ -12,12 +12,18 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import vision_accel as va
-from vision_accel.data.augment import TrainTransform
 from vision_accel.data.captions import Captions
 from vision_accel.data.folder import ImageFolder
-from vision_accel.data.images import ImageError
-from vision_accel.data.loader import BadSample, Batch, Loader, Sample, collate_eval, collate_train
-from vision_accel.data.sampler import Key, Stream, generator
+from vision_accel.data.loader import (
+    Batch,
+    EvalImages,
+    Loader,
+    Sample,
+    TrainImages,
+    collate_eval,
+    collate_train,
+)
+from vision_accel.data.source import SampleError, Source
 from vision_accel.data.tokenizer import Tokenizer
 from vision_accel.models.zero_shot import ZeroShot
 from vision_accel.train.config import Config
@@ -27,62 +33,21 @@ from vision_accel.train.errors import ConfigError
 from vision_accel.train.evaluate import autocast, evaluate_folder
 
 _log = logging.getLogger(__name__)
-_REPLACEMENTS = 20  # tries before a run of unreadable pictures is an error
 
 
-class CaptionSamples(Dataset[Sample]):
-    """Pictures with the ids of one of their captions; for training a pure function of (seed, key).
+class TokenIds:
+    """The target of an image: the ids of one of its captions, of the first one where nothing is random."""
 
-    Args:
-        captions: the pairs.
-        tokenizer: texts -> ids.
-        transform: (picture, random generator) -> float32 [3, h, w].
-        seed: of the run; None for evaluation, where keys are plain indices, the first caption is taken, and
-            an unreadable picture is left out.
-    """
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
 
-    def __init__(
-        self, captions: Captions, tokenizer: Tokenizer, transform: TrainTransform, seed: int | None
-    ) -> None:
-        self.captions, self.tokenizer, self.transform, self.seed = captions, tokenizer, transform, seed
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def __getitem__(self, key: "Key | int") -> Sample:
-        bad: list[BadSample] = []
-        if not isinstance(key, Key) or self.seed is None:
-            assert isinstance(key, int)
-            return Sample(self._read(key, np.random.default_rng(0), bad, first=True), bad)
-        index = key.image
-        for attempt in range(_REPLACEMENTS):
-            tensors = self._read(index, generator(self.seed, Stream.AUGMENT, *key), bad)
-            if tensors is not None:
-                return Sample(tensors, bad)
-            index = int(generator(self.seed, Stream.REPLACE, *key, attempt).integers(len(self)))
-        return Sample(None, bad)
-
-    def _read(
-        self, index: int, rng: np.random.Generator, bad: list[BadSample], first: bool = False
-    ) -> dict[str, Tensor] | None:
-        pair = self.captions.pairs[index]
-        caption = pair.captions[0 if first else int(rng.integers(len(pair.captions)))]
-        try:
-            pixels = torch.as_tensor(self.transform(pair.read(), rng))
-        except (ImageError, OSError) as e:
-            bad.append(BadSample(pair.name, str(e).removeprefix(f"{pair.file}: ")))
-            return None
-        return {"image": pixels, "text": torch.from_numpy(self.tokenizer.array(caption)[0])}
-
-
-class _EvalTransform:
-    """The model's preprocessing in the form of a training transform."""
-
-    def __init__(self, preprocess: Any) -> None:
-        self.preprocess = preprocess
-
-    def __call__(self, picture: Any, _rng: np.random.Generator) -> Any:
-        return self.preprocess(picture, threads=1)
+    def __call__(self, source: Source, index: int, rng: np.random.Generator | None) -> dict[str, Tensor]:
+        """Ids [context_length]."""
+        captions = source.captions(index)
+        if not captions:
+            raise SampleError("no caption")
+        caption = captions[0 if rng is None else int(rng.integers(len(captions)))]
+        return {"text": torch.from_numpy(self.tokenizer.array(caption)[0])}
 
 
 class Contrastive:
@@ -110,7 +75,8 @@ class Contrastive:
     def samples(self) -> Dataset[Sample]:
         """Augmented pictures and token ids."""
         transform = self.config.augment.transform(self.model.preprocess)
-        return CaptionSamples(self.captions, self.model.tokenizer, transform, self.config.train.seed)
+        target = TokenIds(self.model.tokenizer)
+        return TrainImages(self.captions, transform, self.config.train.seed, target)
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Stack pictures and ids."""
@@ -129,7 +95,7 @@ class Contrastive:
             else:
                 tokenizer = None
                 if own.vocab_size:
-                    texts = (c for pair in self.captions.pairs for c in pair.captions)
+                    texts = (c for i in range(len(self.captions)) for c in self.captions.captions(i))
                     length = int(settings.get("context_length", settings.get("text.context_length", 0)))
                     tokenizer = Tokenizer.train(texts, own.vocab_size, length or 77)
                     settings["text.vocab_size"] = tokenizer.vocab_size
@@ -198,10 +164,10 @@ class Contrastive:
         return metrics or None
 
     def _retrieval(
-        self, model: va.CLIP, captions: Captions, interrupted: Callable[[], bool]
+        self, model: va.CLIP, captions: Source, interrupted: Callable[[], bool]
     ) -> dict[str, Any] | None:
         data = self.config.data
-        samples = CaptionSamples(captions, self.model.tokenizer, _EvalTransform(self.model.preprocess), None)
+        samples = EvalImages(captions, self.model.preprocess, TokenIds(self.model.tokenizer))
         size = data.eval_batch_size
         batches = [[*range(i, min(i + size, len(captions)))] for i in range(0, len(captions), size)]
         images: list[Tensor] = []
@@ -228,7 +194,7 @@ class Contrastive:
         finally:
             model.train(training)
         if not images:
-            raise ConfigError(f"data.val: no picture of {captions.source} can be read")
+            raise ConfigError(f"data.val: no picture of {captions.root} can be read")
         return retrieval(torch.cat(images), torch.cat(texts))
 
     def export(self, model: nn.Module, directory: Path) -> None:
