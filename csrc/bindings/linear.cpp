@@ -29,16 +29,19 @@ void register_linear(pybind11::module_& m) {
       arg("activation"), arg("first"), arg("tf32"), arg("deterministic"), arg("stream"), NoGil());
   m.def(
       "linear_backward",
-      [](T dy, T x, T weight, T z, T scale, T dz, T dx, T dweight, T dbias, T dscale, T workspace,
-         const std::string& activation, bool tf32, bool deterministic, Stream stream) {
-        linear_backward({dy.as_rows("linear: dy"), x.as_rows("linear: x"), weight, z.as_rows("linear: z"),
-                         scale, dz.as_rows("linear: dz"), dx.as_rows("linear: dx"), dweight, dbias, dscale,
-                         workspace, parse_activation(activation, "linear: activation"), tf32, deterministic},
-                        stream);
+      [](T dy, T x, T weight, T z, T scale, T input, T dz, T dx, T dweight, T dbias, T dscale, T workspace,
+         const std::string& activation, const std::string& input_activation, bool tf32, bool deterministic,
+         Stream stream) {
+        linear_backward(
+            {dy.as_rows("linear: dy"), x.as_rows("linear: x"), weight, z.as_rows("linear: z"), scale,
+             input.as_rows("linear: input"), dz.as_rows("linear: dz"), dx.as_rows("linear: dx"), dweight,
+             dbias, dscale, workspace, parse_activation(activation, "linear: activation"),
+             parse_activation(input_activation, "linear: activation"), tf32, deterministic},
+            stream);
       },
-      arg("dy"), arg("x"), arg("weight"), arg("z"), arg("scale"), arg("dz"), arg("dx"), arg("dweight"),
-      arg("dbias"), arg("dscale"), arg("workspace"), arg("activation"), arg("tf32"), arg("deterministic"),
-      arg("stream"), NoGil());
+      arg("dy"), arg("x"), arg("weight"), arg("z"), arg("scale"), arg("input"), arg("dz"), arg("dx"),
+      arg("dweight"), arg("dbias"), arg("dscale"), arg("workspace"), arg("activation"),
+      arg("input_activation"), arg("tf32"), arg("deterministic"), arg("stream"), NoGil());
   m.def("linear_packed_numel", &linear_packed_numel, arg("weight"));
   m.def("linear_pack", &linear_pack, arg("weight"), arg("packed"), NoGil());
   m.def("linear_fingerprint", &linear_fingerprint, arg("weight"));

@@ -19,7 +19,7 @@ void run(int64_t M, int64_t N, int64_t K, bool prepacked) {
   linear_forward({x.view, prepacked ? TensorView{} : weight.view, prepacked ? packed.view : TensorView{},
                   bias.view, residual.view, scale.view, y.view, z.view, Activation::silu, 0},
                  0);
-  linear_backward({dy.view, x.view, weight.view, z.view, scale.view, dz.view, dx.view, dweight.view,
+  linear_backward({dy.view, x.view, weight.view, z.view, scale.view, {}, dz.view, dx.view, dweight.view,
                    dbias.view, dscale.view, work.view, Activation::silu},
                   0);
   const auto at = [](int64_t i) { return static_cast<size_t>(i); };

@@ -109,6 +109,10 @@ void linear_backward(const LinearBackward& a, Stream stream) {
     check_like(a.dx, "linear: dx", like);
     check_shape(a.weight, "linear: weight", {n, k});
     check_like(a.weight, "linear: weight", like);
+    if (a.input.defined()) {
+      check_rows(a.input, "linear: input", m, k);
+      check_like(a.input, "linear: input", like);
+    }
   }
   if (a.dweight.defined()) {
     const auto [dn, k] = a.dweight.shape<2>("linear: dweight");

@@ -26,12 +26,15 @@ struct LinearForward {
 };
 
 // dz = dy * scale * act'(z);  dx = dz weight;  dweight = dz^T x;  dbias = sum dz;  dscale = sum dy * act(z).
+// Where x = input_activation(input) was made just before, dx is taken through that as well:
+// dx = (dz weight) * input_activation'(input).
 struct LinearBackward {
   TensorView dy;         // [M, N]  wide, any strides
   TensorView x;          // [M, K]  rows may be strided; needed for dweight
   TensorView weight;     // [N, K]  any strides; needed for dx
   TensorView z;          // [M, N]  needed for an activation and for dscale
   TensorView scale;      // [N]     may be absent
+  TensorView input;      // [M, K]  as x, rows may be strided; may be absent
   TensorView dz;         // [M, N]  out, as x; may be absent, and is then dy itself: no activation, no scale,
                          //         dy as x
   TensorView dx;         // [M, K]  out, as x; may be absent
@@ -39,7 +42,7 @@ struct LinearBackward {
   TensorView dbias;      // [N]     out, f32 (f64 for f64); may be absent
   TensorView dscale;     // [N]     out, like dbias
   TensorView workspace;  // linear_workspace elements like dbias; may be absent when that is 0
-  Activation activation;
+  Activation activation, input_activation;
   bool tf32 = false, deterministic = false;  // as in forward
 };
 

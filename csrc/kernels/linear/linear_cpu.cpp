@@ -140,13 +140,19 @@ void compute_dz(const LinearBackward& a) {
   }
 }
 
-template <class S>
-void store_tile(const TensorView& out, const Tile<compute_t<S>>& t) {
+// out = tile * act'(input); the tile itself where input is absent.
+template <class S, Activation act>
+void store_tile(const TensorView& out, const TensorView& input, const Tile<compute_t<S>>& t) {
   using C = compute_t<S>;
   for (int64_t r = 0; r < t.rows; ++r) {
     const C* const sums = t.data + r * kTileCols<C>;
+    const S* const from = row_of<S>(input, t.row + r);
     S* const to = row_of<S>(out, t.row + r) + t.col;
-    for_lanes<C>(t.cols, [&](int64_t c, auto n) { store_n(to + c, load_n(sums + c, n), n); });
+    for_lanes<C>(t.cols, [&](int64_t c, auto n) {
+      Vec<C> v = load_n(sums + c, n);
+      if (act != Activation::none) v *= ActivationFn<act>::derivative(load_n(from + t.col + c, n));
+      store_n(to + c, v, n);
+    });
   }
 }
 
@@ -160,12 +166,14 @@ void backward_products(const LinearBackward& a) {
                     n,
                     {dz.ptr<S>(), dz.strides[0], 1},
                     {a.weight.ptr<S>(), a.weight.strides[1], a.weight.strides[0]}};
-    gemm<S>(g, [&](const Tile<compute_t<S>>& t) { store_tile<S>(a.dx, t); });
+    dispatch_activation(a.input.defined() ? a.input_activation : Activation::none, [&](auto act) {
+      gemm<S>(g, [&](const Tile<compute_t<S>>& t) { store_tile<S, act()>(a.dx, a.input, t); });
+    });
   }
   if (a.dweight.defined()) {  // dz^T [N, M] by x [M, K]
     const Gemm<S> g{
         n, a.dweight.sizes[1], m, {dz.ptr<S>(), 1, dz.strides[0]}, {a.x.ptr<S>(), 1, a.x.strides[0]}};
-    gemm<S>(g, [&](const Tile<compute_t<S>>& t) { store_tile<S>(a.dweight, t); });
+    gemm<S>(g, [&](const Tile<compute_t<S>>& t) { store_tile<S, Activation::none>(a.dweight, {}, t); });
   }
 }
 

@@ -221,8 +221,11 @@ void cuda::linear_backward(const LinearBackward& a, Stream stream) {
   if (a.dx.defined()) {
     Gemm g{dz.dtype, m, a.dx.sizes[1], n, operand(dz, false), operand(a.weight, true), {}};
     g.tf32 = a.tf32, g.deterministic = a.deterministic;
-    g.epilogue.y = a.dx.data, g.epilogue.y_row = a.dx.strides[0];
-    g.epilogue.vectors = can_use_vectors(g.n, dz.dtype, {&a.dx});
+    Epilogue& e = g.epilogue;
+    e.y = a.dx.data, e.y_row = a.dx.strides[0];
+    e.input = a.input.data, e.input_row = a.input.strides[0];
+    if (a.input.defined()) e.activation = a.input_activation;
+    e.vectors = can_use_vectors(g.n, dz.dtype, {&a.dx, &a.input});
     run(g, nullptr, 0, stream);
   }
   if (a.dweight.defined()) {

@@ -93,7 +93,8 @@ bool find_form(const Gemm& g, Form& form) {
     return !along_k(g.b);
   }
   if (!along_k(g.b)) {
-    form = Form::dx;
+    form = e.input ? Form::dx_input : Form::dx;
+    if (e.input) return true;
     return !e.bias && !e.scale && !e.residual && !e.z && e.activation == Activation::none;
   }
   if (e.residual) {
@@ -117,6 +118,8 @@ void with_form(Form form, F&& f) {
       return f(std::integral_constant<Form, Form::wide>{});
     case Form::dx:
       return f(std::integral_constant<Form, Form::dx>{});
+    case Form::dx_input:
+      return f(std::integral_constant<Form, Form::dx_input>{});
     case Form::dw:
       return f(std::integral_constant<Form, Form::dw>{});
   }
@@ -127,7 +130,7 @@ bool run_hopper(const Gemm& g, const Gpu& gpu, void* scratch, int64_t scratch_by
   const int64_t size = e.wide ? 4 : 2;
   Form form = Form::plain;
   if (!e.vectors || !for_tma(e.y, e.y_row, g.n, size) || !for_tma(e.residual, e.residual_row, g.n, size) ||
-      !for_tma(e.z, e.z_row, g.n, 2) || !find_form(g, form))
+      !for_tma(e.z, e.z_row, g.n, 2) || !for_tma(e.input, e.input_row, g.n, 2) || !find_form(g, form))
     return false;
   const int64_t m = g.deterministic ? 0 : g.m;
   if (form != Form::dw && sm90_too_few(m, g.n, gpu.processors)) return false;

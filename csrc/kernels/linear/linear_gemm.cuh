@@ -17,13 +17,15 @@ struct Operand {
 };
 
 // y = residual + scale * act(product + bias); z = product + bias. Null pointers are absent parts.
+// With `input`, for a gradient: y = product * act'(input), and nothing else.
 struct Epilogue {
   const void* bias = nullptr;      // [n] as the operands
   const void* scale = nullptr;     // [n] as the operands, or f32
   const void* residual = nullptr;  // [m, n] as y
+  const void* input = nullptr;     // [m, n] as the operands
   void* y = nullptr;               // [m, n] as the operands, or f32
   void* z = nullptr;               // [m, n] as the operands
-  int64_t residual_row = 0, y_row = 0, z_row = 0;
+  int64_t residual_row = 0, input_row = 0, y_row = 0, z_row = 0;
   Activation activation = Activation::none;
   bool wide = false;        // y and residual are f32 beside 16-bit operands
   bool wide_scale = false;  // scale is
@@ -84,6 +86,11 @@ template <class T, int kV>
 VA_DEVICE void finish_run(const Epilogue& e, int64_t row, int64_t col, int count, compute_t<T> (&v)[kV]) {
   using C = compute_t<T>;
   C other[kV];
+  if (e.input) {
+    load_run<T>(e.input, row * e.input_row + col, count, e.vectors, other);
+    gpu::times_derivative<sizeof(T) == 2>(e.activation, other, v);
+    return store_run<T>(e.y, row * e.y_row + col, count, e.vectors, v);
+  }
   if (e.bias) {
     load_run<T>(e.bias, col, count, e.vectors, other);
 #pragma unroll

@@ -58,6 +58,21 @@ struct Finish {
   }
 };
 
+template <class A>
+struct TimesDerivative {
+  using Arguments = ActivationArguments;
+  CUTLASS_DEVICE A operator()(const A& dx, const A& input, const Arguments& args) const {
+    float z[A::kElements], v[A::kElements];
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < A::kElements; ++i) z[i] = input[i], v[i] = dx[i];
+    gpu::times_derivative<true>(args.activation, z, v);
+    A out;
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < A::kElements; ++i) out[i] = v[i];
+    return out;
+  }
+};
+
 template <Tile90 tile>
 struct Shape;
 template <>
@@ -78,6 +93,7 @@ struct Kernel {
   static_assert(math == Math::f16 || math == Math::bf16);
   using T = std::conditional_t<math == Math::f16, cutlass::half_t, cutlass::bfloat16_t>;
   static constexpr bool kHasResidual = form == Form::residual || form == Form::wide;
+  static constexpr bool kIsGradient = form == Form::dx || form == Form::dx_input || form == Form::dw;
   // Stream-K needs both warpgroups on one tile.
   using Block = typename Shape<tile>::Block;
   using MainLoopSchedule =
@@ -90,9 +106,9 @@ struct Kernel {
   using RowMajor = cutlass::layout::RowMajor;
   using ColumnMajor = cutlass::layout::ColumnMajor;
   using LayoutA = std::conditional_t<form == Form::dw, ColumnMajor, RowMajor>;
-  using LayoutB = std::conditional_t<form == Form::dx || form == Form::dw, RowMajor, ColumnMajor>;
+  using LayoutB = std::conditional_t<kIsGradient, RowMajor, ColumnMajor>;
   using Y = std::conditional_t<form == Form::wide, float, T>;
-  using Residual = std::conditional_t<kHasResidual, Y, void>;
+  using Source = std::conditional_t<kHasResidual || form == Form::dx_input, Y, void>;  // read beside the sums
   static constexpr int kRunY = 16 / sizeof(Y), kRunT = 16 / sizeof(T);
 
   // The tree, from the accumulator up.
@@ -100,7 +116,7 @@ struct Kernel {
   using Scale = fusion::Sm90RowBroadcast<0, Block, Y, float>;
   using Sum =
       fusion::Sm90EVT<fusion::Sm90Compute<cutlass::plus, float, float, kRound>, fusion::Sm90AccFetch, Bias>;
-  using Descriptor = collective::detail::EpilogueDescriptor<Block, collective::EpilogueTileAuto, Residual, Y,
+  using Descriptor = collective::detail::EpilogueDescriptor<Block, collective::EpilogueTileAuto, Source, Y,
                                                             EpilogueSchedule>;
   using Saved = collective::detail::AuxStoreDescriptor<Descriptor, RowMajor, T>;
   using StoredSum = fusion::Sm90EVT<
@@ -110,16 +126,20 @@ struct Kernel {
   using Z = std::conditional_t<form == Form::saved, StoredSum, Sum>;
   using Root = std::conditional_t<kHasResidual, fusion::Sm90Compute<Finish, Y, float, kRound>,
                                   fusion::Sm90Compute<Activate, Y, float, kRound>>;
-  using Tree = std::conditional_t<
-      form == Form::dx || form == Form::dw,
+  using Gradient = std::conditional_t<
+      form == Form::dx_input,
+      fusion::Sm90EVT<fusion::Sm90Compute<TimesDerivative, Y, float, kRound>, fusion::Sm90AccFetch,
+                      fusion::Sm90SrcFetch<Source>>,
       fusion::Sm90EVT<fusion::Sm90Compute<cutlass::epilogue::thread::Identity, Y, float, kRound>,
-                      fusion::Sm90AccFetch>,
-      std::conditional_t<kHasResidual, fusion::Sm90EVT<Root, Z, Scale, fusion::Sm90SrcFetch<Residual>>,
+                      fusion::Sm90AccFetch>>;
+  using Tree = std::conditional_t<
+      kIsGradient, Gradient,
+      std::conditional_t<kHasResidual, fusion::Sm90EVT<Root, Z, Scale, fusion::Sm90SrcFetch<Source>>,
                          fusion::Sm90EVT<Root, Z>>>;
 
   using Epilogue = typename collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Block, Cluster, collective::EpilogueTileAuto,
-      float, float, Residual, RowMajor, kRunY, Y, RowMajor, kRunY, EpilogueSchedule, Tree>::CollectiveOp;
+      float, float, Source, RowMajor, kRunY, Y, RowMajor, kRunY, EpilogueSchedule, Tree>::CollectiveOp;
   using MainLoop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, T, LayoutA, kRunT, T, LayoutB, kRunT, float, Block,
       Cluster,
@@ -151,13 +171,15 @@ struct Kernel {
         {static_cast<const T*>(g.a.data), stride<typename GemmKernel::StrideA>(ld(g.a)),
          static_cast<const T*>(g.b.data), stride<typename GemmKernel::StrideB>(ld(g.b))},
         {{},
-         static_cast<const Y*>(e.residual),
-         stride<typename GemmKernel::StrideC>(e.residual_row),
+         static_cast<const Y*>(form == Form::dx_input ? e.input : e.residual),
+         stride<typename GemmKernel::StrideC>(form == Form::dx_input ? e.input_row : e.residual_row),
          static_cast<Y*>(e.y),
          stride<typename GemmKernel::StrideD>(e.y_row)},
         {}};
     args.hw_info.sm_count = simt::multiprocessors();
-    if constexpr (form != Form::dx && form != Form::dw) {
+    if constexpr (form == Form::dx_input) {
+      args.epilogue.thread = {{}, {}, {e.activation}};
+    } else if constexpr (!kIsGradient) {
       const typename Bias::Arguments bias{static_cast<const T*>(e.bias), T(0), {}};
       const typename Sum::Arguments sum{{}, bias, {}};
       const ActivationArguments act{e.activation};

@@ -10,8 +10,9 @@ namespace va::linear_gemm {
 // residual  y = residual + scale * act(x w^T + bias), all in 16 bits
 // wide      the same with residual, scale and y in f32
 // dx        dx = dz w
+// dx_input  dx = (dz w) * act'(input)
 // dw        dw = dz^T x, the sum over the rows shared between blocks (stream-K)
-enum class Form { plain, saved, residual, wide, dx, dw };
+enum class Form { plain, saved, residual, wide, dx, dx_input, dw };
 // large: 128 x 256, two warpgroups on one tile. medium: 128 x 128, one tile's epilogue hidden behind the
 // next one's main loop (ping-pong).
 enum class Tile90 { large, medium };

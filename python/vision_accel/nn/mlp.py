@@ -48,8 +48,27 @@ class Mlp(nn.Module):
         unfused = _UNFUSED.get(self.activation)
         return self.fc1(x, activation=self.activation) if unfused is None else unfused(self.fc1(x))
 
+    def _is_plain(self) -> bool:
+        """Whether nothing stands between the layers, and nobody has replaced or hooked them."""
+        return (
+            not self.gated
+            and self.activation not in _UNFUSED
+            and type(self.norm) is nn.Identity
+            and not (self.training and self.drop.p > 0)
+            and all(
+                type(m) is t
+                and not (
+                    m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+                )
+                for m, t in ((self.fc1, Linear), (self.fc2, Linear), (self.drop, nn.Dropout))
+            )
+        )
+
     def forward(self, x: Tensor, residual: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """Map x [..., C] -> [..., C], scaled and added to ``residual`` by fc2."""
+        if self._is_plain():
+            fc1, fc2 = self.fc1, self.fc2
+            return ops.mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.activation, residual, scale)
         x = self.norm(self.drop(self.hidden(x)))
         return self.drop(self.fc2(x, residual=residual, scale=scale))
 

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from vision_accel.ops.resample import normalization_table, pillow_pixels, resample
 
 if find_spec("torch") is not None:
+    from vision_accel.ops._mlp import mlp
     from vision_accel.ops._upsample_conv2d import upsample_conv2d
     from vision_accel.ops.activation import activation
     from vision_accel.ops.adamw import adamw, grad_norm
@@ -32,6 +33,7 @@ __all__ = [
     "group_norm_statistics",
     "layer_norm",
     "linear",
+    "mlp",
     "normalization_table",
     "patchify",
     "pillow_pixels",

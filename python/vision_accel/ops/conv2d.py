@@ -179,8 +179,8 @@ def sum_pixels(dy: Tensor, out: Tensor) -> None:
     """The gradient by the bias."""
     rows = dy.flatten(0, 2)
     work = dy.new_empty(_C.linear_workspace(rows, rows, 0, True, False), dtype=out.dtype)
-    none = (None,) * 4
-    _C.linear_backward(rows, *none, None, None, None, out, None, work, "none", False, False, stream_of(dy))
+    none = (None,) * 8
+    _C.linear_backward(rows, *none, out, None, work, "none", "none", False, False, stream_of(dy))
 
 
 def _grad_run(

@@ -47,23 +47,10 @@ def linear(
 
     Source: ``torch.nn.functional.linear``; layer scale is Touvron et al. 2021, arXiv:2103.17239.
     """
-    if x.ndim == 0:
-        raise ValueError("linear: x must have at least 1 dimension, got a scalar")
-    k = x.shape[-1]
-    if weight.ndim < 2 or (weight.shape[1] if weight.ndim == 2 else weight.shape[1:].numel()) != k:
-        raise ValueError(
-            f"linear: weight must be [N, {k}] to go with x {list(x.shape)}, got {list(weight.shape)}"
-        )
     begin, end = (0, weight.shape[0]) if rows is None else rows
     if not 0 <= begin <= end <= weight.shape[0]:
         raise ValueError(f"linear: rows must lie in [0, {weight.shape[0]}], got {rows}")
-    for name, v in (("bias", bias), ("scale", scale)):
-        if v is not None and (v.ndim != 1 or v.shape[0] != weight.shape[0]):
-            raise ValueError(f"linear: {name} must be [{weight.shape[0]}], got {list(v.shape)}")
-    if residual is not None and residual.shape != (*x.shape[:-1], end - begin):
-        raise ValueError(
-            f"linear: residual must be {[*x.shape[:-1], end - begin]}, got {list(residual.shape)}"
-        )
+    check_arguments(x, weight, bias, residual, scale, end - begin)
     train = save_z = False
     if torch.is_grad_enabled():
         train = weight.requires_grad
@@ -71,6 +58,24 @@ def linear(
         if activation != "none":
             save_z = save_z or train or x.requires_grad or (bias is not None and bias.requires_grad)
     return _forward(x, weight, bias, residual, scale, activation, begin, end, train, save_z)[0]
+
+
+def check_arguments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, scale: Tensor | None, n: int
+) -> None:
+    """Check the shapes that go with ``n`` output features."""
+    if x.ndim == 0:
+        raise ValueError("linear: x must have at least 1 dimension, got a scalar")
+    k = x.shape[-1]
+    if weight.ndim < 2 or (weight.shape[1] if weight.ndim == 2 else weight.shape[1:].numel()) != k:
+        raise ValueError(
+            f"linear: weight must be [N, {k}] to go with x {list(x.shape)}, got {list(weight.shape)}"
+        )
+    for name, v in (("bias", bias), ("scale", scale)):
+        if v is not None and (v.ndim != 1 or v.shape[0] != weight.shape[0]):
+            raise ValueError(f"linear: {name} must be [{weight.shape[0]}], got {list(v.shape)}")
+    if residual is not None and residual.shape != (*x.shape[:-1], n):
+        raise ValueError(f"linear: residual must be {[*x.shape[:-1], n]}, got {list(residual.shape)}")
 
 
 def _outputs(x: Tensor, residual: Tensor | None, n: int, save_z: bool) -> tuple[Tensor, Tensor]:
@@ -165,7 +170,10 @@ def _grad_run(
     begin: int,
     end: int,
     needs: list[bool],
+    before: Tensor | None = None,
+    before_activation: str = "none",
 ) -> tuple[Tensor, ...]:
+    # With `before`, where x = activation(before), dx is the gradient by that.
     outputs = _grad_outputs(dy, weight_shape, dtype, needs)
     parts: list[Tensor | None] = [None] * 4
     for i, out in enumerate(outputs):
@@ -186,6 +194,7 @@ def _grad_run(
         None if weight is None else _matrix(weight, begin, end),
         z,
         _part(scale, begin, end),
+        before,
         dz,
         dx,
         None if dweight is None else dweight.flatten(1),
@@ -193,6 +202,7 @@ def _grad_run(
         dscale,
         dy.new_empty(scratch, dtype=statistics_dtype(dy)) if scratch else None,
         activation,
+        before_activation,
         *product_options(outputs[0]),
         stream_of(dy),
     )

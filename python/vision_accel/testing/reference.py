@@ -35,6 +35,20 @@ def activation(x: Tensor, kind: str) -> Tensor:
     return functions[kind]()
 
 
+def mlp(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    activation: str = "gelu",
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    hidden = linear(x, weight1, bias1, activation)
+    return linear(hidden, weight2, bias2, "none", residual, scale)
+
+
 _activate = activation  # linear has an argument of that name
 
 
