@@ -45,6 +45,7 @@ dz_kernel(Backward p) {
   const int64_t end = begin + p.rows_per_part < p.rows ? begin + p.rows_per_part : p.rows;
   C dbias[kV] = {}, dscale[kV] = {}, scale[kV];
   if (p.scale && count > 0) load_run_of<T>(p.wide_scale, p.scale, col, count, p.vectors, scale);
+#pragma unroll 1  // f64 spills with more
   for (int64_t row = begin + warp_index(); row < end && count > 0; row += kWarps) {
     C d[kV], z[kV];
     load_run_of<T>(p.wide, p.dy, row * p.dy_row + col, count, p.vectors, d);

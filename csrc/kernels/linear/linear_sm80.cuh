@@ -42,7 +42,7 @@ constexpr auto tile_shape() {
     int block_m, block_n, block_k, warp_m, warp_n, stages;
   };
   constexpr bool kSmall = tile != Tile::large;
-  if (math == Math::f32) return kSmall ? Shape{64, 64, 16, 32, 32, 4} : Shape{128, 64, 16, 64, 32, 3};
+  if (math == Math::f32) return kSmall ? Shape{64, 64, 16, 32, 16, 4} : Shape{128, 64, 16, 64, 32, 3};
   if (math == Math::tf32) return kSmall ? Shape{64, 64, 16, 32, 32, 6} : Shape{128, 128, 16, 64, 64, 4};
   return kSmall ? Shape{64, 64, 32, 32, 32, 6} : Shape{128, 128, 32, 64, 64, 4};
 }
