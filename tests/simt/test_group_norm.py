@@ -63,5 +63,5 @@ def test_wide_input():
 
 
 def test_too_many_channels():
-    with pytest.raises(ValueError, match="group_norm: at most .* channels on a GPU, got 20000"):
+    with pytest.raises(ValueError, match=r"group_norm: at most .* channels on a GPU, got 20000"):
         ops.group_norm(torch.zeros(1, 1, 20_000), 2, torch.zeros(20_000), torch.zeros(20_000))
