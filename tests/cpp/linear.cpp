@@ -19,9 +19,11 @@ void run(int64_t M, int64_t N, int64_t K, bool prepacked) {
   linear_forward({x.view, prepacked ? TensorView{} : weight.view, prepacked ? packed.view : TensorView{},
                   bias.view, residual.view, scale.view, y.view, z.view, Activation::silu, 0},
                  0);
-  linear_backward({dy.view, x.view, weight.view, z.view, scale.view, {}, dz.view, dx.view, dweight.view,
-                   dbias.view, dscale.view, work.view, Activation::silu},
-                  0);
+  LinearBackward back{};
+  back.dy = dy.view, back.x = x.view, back.weight = weight.view, back.z = z.view, back.scale = scale.view;
+  back.dz = dz.view, back.dx = dx.view, back.dweight = dweight.view, back.dbias = dbias.view;
+  back.dscale = dscale.view, back.workspace = work.view, back.activation = Activation::silu;
+  linear_backward(back, 0);
   const auto at = [](int64_t i) { return static_cast<size_t>(i); };
   std::vector<double> want_z, want_y, want_dz, want_dx(at(M * K)), want_dw(at(N * K)), want_db(at(N)),
       want_ds(at(N));
