@@ -7,16 +7,16 @@ normalisation are one pass of ``resample``.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image
 
-from vision_accel.data.images import load_image
+from vision_accel.data.images import UInt8, load_image
 from vision_accel.data.preprocess import Float32, Preprocess
-from vision_accel.data.rand_augment import RandAugment
+from vision_accel.data.rand_augment import Operation, RandAugment, Rgb, apply
 from vision_accel.ops.resample import INTERPOLATIONS, normalization_table, resample
 
 TrainTransform = Callable[[Any, np.random.Generator], Float32]
@@ -58,7 +58,7 @@ class AugmentConfig:
     """At most this many rectangles are erased."""
 
 
-def train_transform(recipe: Preprocess, config: AugmentConfig) -> TrainTransform:
+def train_transform(recipe: Preprocess, config: AugmentConfig) -> "Augment":
     """The function ``(image, rng) -> float32 [3, h, w]`` that prepares a training image.
 
     Args:
@@ -71,69 +71,123 @@ def train_transform(recipe: Preprocess, config: AugmentConfig) -> TrainTransform
     Raises:
         ValueError: an option is out of range.
     """
-    return _TrainTransform(recipe, config)
+    return Augment(recipe, config)
 
 
-class _TrainTransform:
+class Erased(NamedTuple):
+    """A rectangle of the result that is overwritten."""
+
+    top: int
+    left: int
+    block: Float32  # [3, h, w], or [3, 1, 1] with the height and width beside it
+    height: int
+    width: int
+
+
+class Plan(NamedTuple):
+    """All that is done to one image, drawn; it depends on the image's size and not on its pixels."""
+
+    box: tuple[int, int, int, int]
+    """(top, left, height, width) of the part of the image that is resized."""
+    resized: tuple[int, int]
+    """(h, w) that it is resized to."""
+    window: tuple[int, int, int, int]
+    """(top, left, height, width) of what is kept of that."""
+    corner: tuple[int, int]
+    """Where the window lies in the result; (0, 0) unless there is a border."""
+    interpolation: str
+    flip: bool = False
+    vertical_flip: bool = False
+    operations: tuple[Operation, ...] = ()
+    """On the resized and mirrored bytes, in order."""
+    erased: tuple[Erased, ...] = ()
+
+
+def evaluation_plan(recipe: Preprocess, height: int, width: int) -> Plan:
+    """What the recipe does to an image of height x width."""
+    resized = recipe.resized_size(height, width)
+    window, corner = recipe.window(*resized)
+    return Plan((0, 0, height, width), resized, window, corner, recipe.interpolation)
+
+
+class Augment:
+    """What ``train_transform`` returns, in two halves: ``plan`` draws, ``apply`` computes."""
+
     def __init__(self, recipe: Preprocess, config: AugmentConfig) -> None:
         _check(config)
         self.recipe, self.config = recipe, config
         self.table = normalization_table(recipe.mean, recipe.std, recipe.rescale)
         self.rand_augment = RandAugment.parse(config.rand_augment) if config.rand_augment else None
-        self.on_pillow = bool(config.rand_augment or any(config.color_jitter) or config.grayscale)
+        # Pixels that RandAugment moves in from outside become 0, the mean.
+        r, g, b = (min(255, max(0, round(m / recipe.rescale))) for m in recipe.mean)
+        self.fill: Rgb = (r, g, b)
 
     def __call__(self, image: Any, rng: np.random.Generator) -> Float32:
-        c = self.config
+        """Both halves."""
         pixels = load_image(image, alpha=self.recipe.alpha)
+        return self.apply(pixels, self.plan(pixels.shape[0], pixels.shape[1], rng))
+
+    def plan(self, height: int, width: int, rng: np.random.Generator) -> Plan:
+        """Draw everything for an image of height x width."""
+        c, size = self.config, self.recipe.size
         interpolation = c.interpolation or self.recipe.interpolation
         if interpolation == "random":
             interpolation = _either("bilinear", "bicubic", rng)
         if c.crop == "random_resized":
-            top, left, h, w = random_rectangle(pixels.shape[0], pixels.shape[1], rng, c.scale, c.ratio)
-            pixels, resized = pixels[top : top + h, left : left + w], self.recipe.size
-            window, corner = (0, 0, *resized), (0, 0)
+            box = random_rectangle(height, width, rng, c.scale, c.ratio)
+            plan = Plan(box, size, (0, 0, *size), (0, 0), interpolation)
         else:
-            resized = self.recipe.resized_size(pixels.shape[0], pixels.shape[1])
-            window, corner = self.recipe.window(*resized)
+            plan = evaluation_plan(self.recipe, height, width)._replace(interpolation=interpolation)
             if c.crop == "random":
+                resized, window = plan.resized, plan.window
                 room = (resized[0] - window[2], resized[1] - window[3])
-                window = (_upto(room[0], rng), _upto(room[1], rng), *window[2:])
+                plan = plan._replace(window=(_upto(room[0], rng), _upto(room[1], rng), *window[2:]))
         flip, vertical_flip = rng.random() < c.flip, rng.random() < c.vertical_flip
+        operations = tuple(self._operations(rng))
+        erased: tuple[Erased, ...] = ()
+        if rng.random() < c.erase:
+            erased = tuple(erased_rectangles(*size, rng, c.erase_mode, c.erase_count))
+        return plan._replace(flip=flip, vertical_flip=vertical_flip, operations=operations, erased=erased)
 
-        if not self.on_pillow and window[2:] == self.recipe.size:
-            x = resample(
-                pixels,
-                resized,
-                interpolation=interpolation,
-                crop=window,
-                flip=flip,
-                table=self.table,
-                threads=1,
-            )
+    def apply(self, pixels: UInt8, plan: Plan, *, cut: bool = False) -> Float32:
+        """Carry out a plan.
+
+        Args:
+            pixels: [h, w, 3], the image.
+            plan: for an image of its size.
+            cut: ``pixels`` is no more than ``plan.box`` of the image.
+        """
+        if not cut:
+            top, left, h, w = plan.box
+            pixels = pixels[top : top + h, left : left + w]
+        how: dict[str, Any] = {"interpolation": plan.interpolation, "crop": plan.window, "threads": 1}
+        if not plan.operations and plan.window[2:] == self.recipe.size:
+            x = resample(pixels, plan.resized, flip=plan.flip, table=self.table, **how)
         else:
             canvas = np.full((*self.recipe.size, 3), self.recipe.fill, np.uint8)
-            out = canvas[corner[0] : corner[0] + window[2], corner[1] : corner[1] + window[3]]
-            resample(pixels, resized, interpolation=interpolation, crop=window, out=out, threads=1)
-            canvas = canvas[:, ::-1] if flip else canvas
-            varied = np.asarray(self._vary(Image.fromarray(canvas), rng)) if self.on_pillow else canvas
-            x = resample(varied, self.recipe.size, table=self.table, threads=1)  # normalises only
-        if vertical_flip:
+            (y, x0), (h, w) = plan.corner, plan.window[2:]
+            resample(pixels, plan.resized, out=canvas[y : y + h, x0 : x0 + w], **how)
+            canvas = canvas[:, ::-1] if plan.flip else canvas
+            if plan.operations:
+                image = Image.fromarray(canvas)
+                for operation in plan.operations:
+                    image = apply(operation, image, self.fill)
+                canvas = np.asarray(image)
+            x = resample(canvas, self.recipe.size, table=self.table, threads=1)  # normalises only
+        if plan.vertical_flip:
             x = np.ascontiguousarray(x[:, ::-1])
-        if rng.random() < c.erase:
-            random_erase(x, rng, c.erase_mode, c.erase_count)
+        erase(x, plan.erased)
         return x
 
-    def _vary(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def _operations(self, rng: np.random.Generator) -> Iterator[Operation]:
         c = self.config
         if self.rand_augment is not None:
-            means = (m / self.recipe.rescale for m in self.recipe.mean)  # uncovered pixels become 0
-            r, g, b = (min(255, max(0, round(m))) for m in means)
-            image = self.rand_augment(image, rng, c.interpolation or self.recipe.interpolation, (r, g, b))
+            yield from self.rand_augment.draw(rng, c.interpolation or self.recipe.interpolation)
         if any(c.color_jitter) and rng.random() < c.color_jitter_prob:
-            image = color_jitter(image, rng, c.color_jitter)
-        if rng.random() < c.grayscale:
-            image = image.convert("L").convert("RGB")
-        return image
+            yield from draw_color_jitter(rng, c.color_jitter)
+        varied = c.rand_augment or any(c.color_jitter) or c.grayscale
+        if varied and rng.random() < c.grayscale:
+            yield Operation("Grayscale")
 
 
 def random_rectangle(
@@ -156,43 +210,33 @@ def random_rectangle(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def color_jitter(
-    image: Image.Image, rng: np.random.Generator, strength: tuple[float, float, float, float]
-) -> Image.Image:
-    """Change brightness, contrast, saturation and hue in random order, as torchvision's ColorJitter.
+def draw_color_jitter(
+    rng: np.random.Generator, strength: tuple[float, float, float, float]
+) -> Iterator[Operation]:
+    """Changes of brightness, contrast, saturation and hue in random order, as torchvision's ColorJitter.
 
     Args:
-        image: RGB.
         rng: decides the factors, uniform in [max(0, 1 - s), 1 + s], and the order.
         strength: s of brightness, contrast and saturation; the hue turns by at most its strength.
     """
     for i in np.argsort([rng.random() for _ in strength]):
         s = strength[i]
-        if s == 0:
-            continue
-        if i == 3:
-            image = _turn_hue(image, _uniform((-s, s), rng))
-        else:
-            enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[i]
-            image = enhance(image).enhance(_uniform((max(0.0, 1 - s), 1 + s), rng))
-    return image
+        if s != 0:
+            limits = (-s, s) if i == 3 else (max(0.0, 1 - s), 1 + s)
+            yield Operation(("Brightness", "Contrast", "Color", "Hue")[i], _uniform(limits, rng))
 
 
-def _turn_hue(image: Image.Image, turns: float) -> Image.Image:
-    h, s, v = image.convert("HSV").split()
-    shift = int(turns * 255) % 256
-    turned = h.point([(value + shift) % 256 for value in range(256)])
-    return Image.merge("HSV", (turned, s, v)).convert("RGB")
+def erased_rectangles(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    mode: Literal["const", "rand", "pixel"],
+    count: int = 1,
+) -> Iterator[Erased]:
+    """1 to ``count`` random rectangles of a normalised image, which together cover 2% to 33% of it.
 
-
-def random_erase(
-    x: Float32, rng: np.random.Generator, mode: Literal["const", "rand", "pixel"], count: int = 1
-) -> None:
-    """Overwrite 1 to ``count`` random rectangles of a normalised image [3, h, w], in place.
-
-    Together they cover 2% to 33% of it. Zhong et al. 2017, arXiv:1708.04896; modes as in timm.
+    Zhong et al. 2017, arXiv:1708.04896; modes as in timm.
     """
-    height, width = x.shape[1:]
     number = 1 + _upto(count - 1, rng)
     for _ in range(number):
         for _ in range(_ATTEMPTS):
@@ -200,10 +244,18 @@ def random_erase(
             h, w = _sides(area, _ERASED_ASPECT, rng)
             if w < width and h < height:
                 top, left = _upto(height - h, rng), _upto(width - w, rng)
-                shape = {"const": (0, 0, 0), "rand": (3, 1, 1), "pixel": (3, h, w)}[mode]
-                block = rng.standard_normal(shape, dtype=np.float32) if mode != "const" else 0
-                x[:, top : top + h, left : left + w] = block
+                shape = (3, h, w) if mode == "pixel" else (3, 1, 1)
+                block = np.zeros(shape, np.float32)
+                if mode != "const":
+                    block = rng.standard_normal(shape, dtype=np.float32)
+                yield Erased(top, left, block, h, w)
                 break
+
+
+def erase(x: Any, erased: Iterable[Erased]) -> None:
+    """Overwrite rectangles of an image [3, h, w], a numpy array, in place."""
+    for e in erased:
+        x[:, e.top : e.top + e.height, e.left : e.left + e.width] = e.block
 
 
 def _sides(area: float, ratio: tuple[float, float], rng: np.random.Generator) -> tuple[int, int]:

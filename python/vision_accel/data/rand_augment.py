@@ -3,7 +3,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,14 @@ class Geometry(NamedTuple):
     fill: Rgb
 
 
+class Operation(NamedTuple):
+    """One change of an image's bytes, drawn."""
+
+    name: str  # one of OPERATIONS, "Hue" or "Grayscale"
+    value: float = 0.0  # see argument()
+    interpolation: Image.Resampling = Image.Resampling.BICUBIC  # where pixels move
+
+
 Apply = Callable[[Image.Image, float, Geometry], Image.Image]
 
 
@@ -37,6 +45,13 @@ def _affine(image: Image.Image, matrix: tuple[float, ...], how: Geometry) -> Ima
 def _posterize(image: Image.Image, bits: float) -> Image.Image:
     mask = 256 - 2 ** (8 - min(8, max(0, int(bits))))  # 0 bits: black; Pillow >= 13 refuses that
     return image.point([value & mask for value in range(256)] * 3)
+
+
+def _turn_hue(image: Image.Image, turns: float) -> Image.Image:
+    h, s, v = image.convert("HSV").split()
+    shift = int(turns * 255) % 256
+    turned = h.point([(value + shift) % 256 for value in range(256)])
+    return Image.merge("HSV", (turned, s, v)).convert("RGB")
 
 
 def _solarize_add(image: Image.Image, add: float) -> Image.Image:
@@ -62,6 +77,8 @@ _APPLY: dict[str, Apply] = {
     "TranslateY": lambda x, a, how: _affine(x, (1, 0, 0, 0, 1, a * x.height), how),
 }
 OPERATIONS = tuple(_APPLY)
+_APPLY["Hue"] = lambda x, turns, _: _turn_hue(x, turns)
+_APPLY["Grayscale"] = lambda x, _a, _: x.convert("L").convert("RGB")
 
 
 def argument(name: str, magnitude: float, sign: int, increasing: bool) -> float:
@@ -92,9 +109,9 @@ def argument(name: str, magnitude: float, sign: int, increasing: bool) -> float:
     return 0.0
 
 
-def apply(name: str, image: Image.Image, value: float, how: Geometry) -> Image.Image:
-    """One operation on an RGB image."""
-    return _APPLY[name](image, value, how)
+def apply(operation: Operation, image: Image.Image, fill: Rgb) -> Image.Image:
+    """One operation on an RGB image; pixels that come from outside get the colour ``fill``."""
+    return _APPLY[operation.name](image, operation.value, Geometry(operation.interpolation, fill))
 
 
 @dataclass(frozen=True)
@@ -152,25 +169,19 @@ class RandAugment:
             values["magnitude_std"] = math.inf
         return cls(**values)  # type: ignore[arg-type]
 
-    def __call__(
-        self, image: Image.Image, rng: np.random.Generator, interpolation: str, fill: Rgb
-    ) -> Image.Image:
-        """Vary an RGB image.
+    def draw(self, rng: np.random.Generator, interpolation: str) -> Iterator[Operation]:
+        """The operations for one image.
 
         Args:
-            image: RGB.
             rng: decides everything.
             interpolation: of operations that move pixels: "nearest", "bilinear" or "bicubic"; "random"
                 draws one of the latter two. Pillow has no others there: those become bicubic.
-            fill: colour of pixels that come from outside the image.
         """
         for _ in range(self.layers):
             name = OPERATIONS[int(rng.random() * len(OPERATIONS))]
-            if rng.random() >= self.prob:
-                continue
-            value = argument(name, self._draw(rng), _sign(rng), self.increasing)
-            image = apply(name, image, value, Geometry(_resampling(interpolation, rng), fill))
-        return image
+            if rng.random() < self.prob:
+                value = argument(name, self._draw(rng), _sign(rng), self.increasing)
+                yield Operation(name, value, _resampling(interpolation, rng))
 
     def _draw(self, rng: np.random.Generator) -> float:
         magnitude = float(self.magnitude)
