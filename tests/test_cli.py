@@ -213,6 +213,8 @@ def test_bad_flag_values(fails, model_dir, classes):
     assert "abc" in fails("classify", model_dir, classes, "--top-k", "abc")
     assert "top_k: must be at least 1" in fails("classify", model_dir, classes, "--top-k", 0)
     assert "batch_size: must be at least 1" in fails("classify", model_dir, classes, "--batch-size", 0)
+    assert "device: cuda:77 is not there" in fails("classify", model_dir, classes, "--device", "cuda:77")
+    assert "no such device: 'tpu'" in fails("eval", model_dir, classes / "val", "--device", "tpu")
     assert "--batch-size: expected positive numbers" in fails(
         "bench", "vit_tiny_patch16_224", "--batch-size", "1,x"
     )

@@ -3,8 +3,9 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import vision_accel as va
 
@@ -36,11 +37,21 @@ def read_lines(file: Path | None) -> list[str]:
         raise ValueError(f"{file}: is not a text file in UTF-8") from None
 
 
-def load_model(name: str, dtype: str) -> Any:
-    """``va.load`` in the storage type ``fp32``, ``bf16`` or ``fp16``."""
-    import torch  # noqa: PLC0415  (slow to import: --help must not wait for it)
+@dataclass
+class Placed:
+    """The options of a command that say where and in what type its model runs."""
 
-    return va.load(name, dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype])
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU when there is one and this build has CUDA kernels."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Storage type of the weights."""
+
+    def load(self, name: str) -> Any:
+        """``va.load`` to this place."""
+        import torch  # noqa: PLC0415  (slow to import: --help must not wait for it)
+
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        return va.load(name, self.device, dtypes[self.dtype])
 
 
 def progress(results: Iterable[T], total: int) -> Iterator[T]:

@@ -26,6 +26,8 @@ class Bench:
     """Model name (vit_base_patch16_224) or directory."""
     batch_size: str = "1,8"
     """Images per pass; several with commas."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU when there is one and this build has CUDA kernels."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Storage type of weights and activations."""
     threads: int | None = None
@@ -66,13 +68,20 @@ def run(argv: list[str]) -> int:
     is_path = Path(options.model).exists() or "/" in options.model
     model = va.load(options.model) if is_path else va.create_model(options.model)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
-    model = model.eval().to(dtype)
+    device = va.models.choose_device(options.device)
+    model = model.eval().to(device, dtype)
     height, width = model.config.img_size
+
+    def infer(x: torch.Tensor) -> None:
+        model(x)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     records = []
     for size in sizes:
-        x = torch.randn(size, model.config.in_chans, height, width, dtype=dtype)
+        x = torch.randn(size, model.config.in_chans, height, width, device=device, dtype=dtype)
         with torch.inference_mode():
-            times = _times(lambda x=x: model(x), options.seconds)
+            times = _times(lambda x=x: infer(x), options.seconds)
         records.append(
             {
                 "model": options.model,

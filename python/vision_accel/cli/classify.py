@@ -14,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 import vision_accel as va
 from vision_accel.cli import SOME_IMAGES_BAD
-from vision_accel.cli._images import complain, find, load_model, progress
+from vision_accel.cli._images import Placed, complain, find, progress
 from vision_accel.cli._options import parse
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ GRID_LIMIT = 60
 
 
 @dataclass
-class Classify:
+class Classify(Placed):
     """Label images: files, folders (with everything below) and patterns such as 'photos/*.jpg'.
 
     The exit code is 3 when some images could not be read; the others are labelled all the same.
@@ -40,8 +40,6 @@ class Classify:
     """Images per pass; changes speed and memory, not results."""
     function: Literal["softmax", "sigmoid", "none"] = "softmax"
     """How logits become scores."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Storage type of the weights."""
     workers: int | None = None
     """Threads that read and prepare images (None: one per core)."""
     json: FlagCreatePairsOff[bool] = False
@@ -56,7 +54,7 @@ def run(argv: list[str]) -> int:
     """Run the command."""
     options = parse(Classify, argv, "vision-accel classify")
     paths = find(options.images)
-    model = load_model(options.model, options.dtype)
+    model = options.load(options.model)
     results = partial(
         va.infer.iter_classify,
         model,

@@ -11,12 +11,12 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 import vision_accel as va
 from vision_accel.cli import SOME_IMAGES_BAD
-from vision_accel.cli._images import complain, find, load_model, progress, read_lines
+from vision_accel.cli._images import Placed, complain, find, progress, read_lines
 from vision_accel.cli._options import parse
 
 
 @dataclass
-class Embed:
+class Embed(Placed):
     """Write the features [n, C] of images, or of texts, and their names to a file.
 
     .npz and .safetensors hold both; beside .npy, a .txt has the names.
@@ -38,8 +38,6 @@ class Embed:
     """Scale each vector to length 1."""
     batch_size: int = 8
     """Images per pass; changes speed and memory, not results."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Storage type of the weights; features are always written as float32."""
     workers: int | None = None
     """Threads that read and prepare images (None: one per core)."""
 
@@ -55,7 +53,7 @@ def run(argv: list[str]) -> int:
     bad = 0
     sources, rows = [], []
     with va.infer.replacing(options.output):  # an unwritable place is known before the work
-        model = load_model(options.model, options.dtype)
+        model = options.load(options.model)
         results = va.infer.iter_embed(
             model,
             paths,
@@ -84,7 +82,7 @@ def _embed_texts(options: Embed) -> int:
     texts = read_lines(options.texts_file)
     if not texts:
         raise ValueError(f"{options.texts_file}: has no lines")
-    model = load_model(options.model, options.dtype)
+    model = options.load(options.model)
     features = va.embed_text(model, texts, normalize=options.normalize).numpy()
     va.infer.write_features(options.output, features, texts)
     print(f"{options.output}: features {list(features.shape)}")

@@ -35,6 +35,8 @@ class Eval:
     """Images per pass; changes speed and memory, not results."""
     workers: int = 2
     """Processes that decode images; 0: none."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU when there is one and this build has CUDA kernels."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the arithmetic."""
     max_bad_fraction: float = 0.05
@@ -51,7 +53,7 @@ def run(argv: list[str]) -> int:
     """Run the command."""
     options = parse(Eval, argv, "vision-accel eval")
     folder = ImageFolder(options.data)
-    model = va.load(options.model)
+    model = va.load(options.model, options.device)
     if isinstance(model, va.CLIP):
         names = [name.replace("_", " ") for name in folder.classes]
         model = ZeroShot(model, folder.classes, options.templates, names=names)

@@ -3,19 +3,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 import vision_accel as va
 from vision_accel.cli import SOME_IMAGES_BAD
-from vision_accel.cli._images import complain, find, load_model, progress
+from vision_accel.cli._images import Placed, complain, find, progress
 from vision_accel.cli._options import parse
 
 
 @dataclass
-class Reconstruct:
+class Reconstruct(Placed):
     """Encode and decode images with an autoencoder; prints the PSNR of each in dB.
 
     The exit code is 3 when some images could not be read.
@@ -37,8 +37,6 @@ class Reconstruct:
     """Memory that activations may take, such as 2GB; the results are the same."""
     batch_size: int = 1
     """Images of equal size per pass; changes speed and memory, not results."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Storage type of the weights."""
     quiet: FlagCreatePairsOff[bool] = False
     """Print the mean only."""
 
@@ -47,7 +45,7 @@ def run(argv: list[str]) -> int:
     """Run the command."""
     options = parse(Reconstruct, argv, "vision-accel reconstruct")
     paths = find(options.images)
-    model = load_model(options.model, options.dtype)
+    model = options.load(options.model)
     if not isinstance(model, va.AutoencoderKL):
         raise ValueError(f"{options.model} is a {type(model).__name__}; reconstruct needs an AutoencoderKL")
     if options.max_memory is not None:

@@ -4,19 +4,19 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from PIL import Image
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 import vision_accel as va
-from vision_accel.cli._images import load_model
+from vision_accel.cli._images import Placed
 from vision_accel.cli._options import parse
 
 
 @dataclass
-class Search:
+class Search(Placed):
     """Find images in an index that `vision-accel embed` wrote, by a text or by an image."""
 
     model: Annotated[Positional[str], arg(metavar="MODEL")] = tyro.MISSING
@@ -29,8 +29,6 @@ class Search:
     """The query is an image."""
     top_k: int = 10
     """Images to find."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Storage type of the weights."""
     json: FlagCreatePairsOff[bool] = False
     """Print JSON."""
     grid: Path | None = None
@@ -41,7 +39,7 @@ def run(argv: list[str]) -> int:
     """Run the command."""
     options = parse(Search, argv, "vision-accel search")
     index = va.infer.Index.load(options.index)
-    model = load_model(options.model, options.dtype)
+    model = options.load(options.model)
     query = Path(options.query) if options.image else options.query
     hits = va.search(model, index, query, options.top_k)[0]
     if options.json:

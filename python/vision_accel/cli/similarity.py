@@ -10,12 +10,12 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 import vision_accel as va
-from vision_accel.cli._images import find, load_model, read_lines
+from vision_accel.cli._images import Placed, find, read_lines
 from vision_accel.cli._options import parse
 
 
 @dataclass
-class Similarity:
+class Similarity(Placed):
     """Print how well each image fits each text: vision-accel similarity MODEL photos/ --texts 'a red car'."""
 
     model: Annotated[Positional[str], arg(metavar="MODEL")] = tyro.MISSING
@@ -30,8 +30,6 @@ class Similarity:
     """Cosine of the embeddings, logits as in training, or the probability that these mean."""
     batch_size: int = 8
     """Images per pass; changes speed and memory, not results."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Storage type of the weights."""
     workers: int | None = None
     """Threads that read and prepare images (None: one per core)."""
     json: FlagCreatePairsOff[bool] = False
@@ -45,7 +43,7 @@ def run(argv: list[str]) -> int:
     if not texts:
         raise ValueError("no texts given: name them with --texts or --texts-file")
     paths = find(options.images)
-    model = load_model(options.model, options.dtype)
+    model = options.load(options.model)
     table = va.similarity(
         model,
         paths,

@@ -10,13 +10,13 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 import vision_accel as va
-from vision_accel.cli._images import find, load_model, read_lines
+from vision_accel.cli._images import Placed, find, read_lines
 from vision_accel.cli._options import parse
 from vision_accel.cli.classify import show
 
 
 @dataclass
-class ZeroShot:
+class ZeroShot(Placed):
     """Label images with words of your own: vision-accel zero-shot MODEL photos/ --labels cat dog 'hot dog'.
 
     The exit code is 3 when some images could not be read; the others are labelled all the same.
@@ -38,8 +38,6 @@ class ZeroShot:
     """Images per pass; changes speed and memory, not results."""
     function: Literal["softmax", "sigmoid", "none"] | None = None
     """How logits become scores; softmax for a CLIP and sigmoid for a SigLIP if not set."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Storage type of the weights."""
     workers: int | None = None
     """Threads that read and prepare images (None: one per core)."""
     json: FlagCreatePairsOff[bool] = False
@@ -59,7 +57,7 @@ def run(argv: list[str]) -> int:
     paths = find(options.images)
     results = partial(
         va.infer.iter_zero_shot,
-        load_model(options.model, options.dtype),
+        options.load(options.model),
         paths,
         labels,
         options.templates,

@@ -9,6 +9,7 @@ from typing import Any
 from vision_accel.models.autoencoder_kl import VARIANTS, AutoencoderKL, AutoencoderKLConfig
 from vision_accel.models.clip import CLIP
 from vision_accel.models.clip_config import CLIPConfig, TextConfig, clip_variants
+from vision_accel.models.device import choose_device
 from vision_accel.models.pretrained import load, save
 from vision_accel.models.vit import ViT
 from vision_accel.models.vit_config import ViTConfig, variants
@@ -21,6 +22,7 @@ __all__ = [
     "TextConfig",
     "ViT",
     "ViTConfig",
+    "choose_device",
     "create_model",
     "list_models",
     "load",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vision_accel.data.preprocess import Preprocess
 from vision_accel.io import Checkpoint, describe, find_directory, read_checkpoint, write_checkpoint
+from vision_accel.models.device import choose_device
 
 _Model = TypeVar("_Model", bound="Pretrained")
 _MODELS: dict[str, type["Pretrained"]] = {}
@@ -104,7 +105,7 @@ def load(
     Args:
         path_or_hub_id: a directory, a single file of LDM, or a repository on the Hugging Face Hub
             (``org/name[@revision]``).
-        device: where to put it.
+        device: where to put it; "auto" is a GPU when there is one and this build has CUDA kernels.
         dtype: its floating dtype; None for that of the file.
         config_overrides: fields of its config to change. ``num_classes=10`` gives it a new head, freshly
             drawn from torch's generator; ``img_size=384`` and ``patch_size=32`` resample its embeddings.
@@ -117,6 +118,7 @@ def load(
         ValueError: a damaged file, weights that do not fit, or an option that cannot be honoured.
         TypeError: an unknown field among the overrides.
     """
+    device = choose_device(device)  # a missing GPU is known before a download
     directory = find_directory(path_or_hub_id)
     checkpoint = read_checkpoint(directory)
     try:

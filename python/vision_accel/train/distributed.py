@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from vision_accel.models.device import choose_device
 from vision_accel.train.errors import ConfigError
 
 _T = TypeVar("_T")
@@ -61,7 +62,12 @@ def join(device: str) -> Iterator[World]:
         ConfigError: there is no such device.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    except ValueError as e:
+        raise ConfigError(f"train.{e}") from e
+    if chosen.type not in {"cpu", "cuda"}:
+        raise ConfigError(f"train.device: must be auto, cpu, cuda or cuda:N, got {device!r}")
     if size == 1:
         yield World(chosen)
         return
@@ -75,24 +81,3 @@ def join(device: str) -> Iterator[World]:
     finally:
         if ours:
             dist.destroy_process_group()
-
-
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The torch device that an option names.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as e:
-        raise ConfigError(f"train.device: no such device: {name!r}") from e
-    if device.type == "cuda":
-        device = torch.device("cuda", local_rank if device.index is None else device.index)
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(f"train.device: {device} is not there ({torch.cuda.device_count()} GPUs found)")
-    elif device.type != "cpu":
-        raise ConfigError(f"train.device: must be auto, cpu, cuda or cuda:N, got {name!r}")
-    return device

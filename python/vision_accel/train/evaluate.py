@@ -16,7 +16,8 @@ from vision_accel import ops
 from vision_accel.data.folder import ImageFolder, too_many_bad
 from vision_accel.data.loader import EvalImages, EvalTransform, Loader, collate_eval, worker_error
 from vision_accel.data.source import BadSample, DataError
-from vision_accel.train.distributed import World, choose_device
+from vision_accel.models.device import choose_device
+from vision_accel.train.distributed import World
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def evaluate(
     if isinstance(model, nn.Module):
         classifier = model if device is None else model.to(choose_device(device))
     else:
-        classifier = va.load(model, device=str(choose_device(device or "auto")))
+        classifier = va.load(model, device=device or "auto")
     transform: Any = classifier.preprocess
     if transform is None:
         raise DataError("the model does not say how images are prepared for it; set model.preprocess")
