@@ -31,13 +31,20 @@ void register_conv2d(pybind11::module_& m) {
       arg("x"), arg("weight"), arg("packed"), arg("bias"), arg("residual"), arg("y"), arg("activation"),
       arg("kernel"), arg("stride"), arg("dilation"), arg("padding"), arg("stream"), NoGil());
   m.def(
-      "conv2d_backward_weight",
-      [](T dy, T x, T dweight, Sizes kernel, int64_t stride, Sizes padding, Stream stream) {
-        conv2d_backward_weight({dy, x, dweight, {kernel[0], kernel[1], stride, 1, padding[0], padding[1]}},
-                               stream);
+      "conv2d_workspace",
+      [](T dy, int64_t k) {
+        const auto [batch, v, u, n] = dy.shape<4>("conv2d: dy");
+        return conv2d_workspace(dy.device, batch * v * u, n, k);
       },
-      arg("dy"), arg("x"), arg("dweight"), arg("kernel"), arg("stride"), arg("padding"), arg("stream"),
-      NoGil());
+      arg("dy"), arg("k"));
+  m.def(
+      "conv2d_backward_weight",
+      [](T dy, T x, T dweight, T workspace, Sizes kernel, int64_t stride, Sizes padding, Stream stream) {
+        conv2d_backward_weight(
+            {dy, x, dweight, workspace, {kernel[0], kernel[1], stride, 1, padding[0], padding[1]}}, stream);
+      },
+      arg("dy"), arg("x"), arg("dweight"), arg("workspace"), arg("kernel"), arg("stride"), arg("padding"),
+      arg("stream"), NoGil());
 }
 
 }  // namespace va

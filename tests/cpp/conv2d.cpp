@@ -19,7 +19,7 @@ void run(int64_t B, int64_t h, int64_t w, int64_t C, int64_t N, const Window& wi
   conv2d_forward({x.view, prepacked ? TensorView{} : weight.view, prepacked ? packed.view : TensorView{},
                   bias.view, residual.view, y.view, Activation::none, window},
                  0);
-  conv2d_backward_weight({dy.view, x.view, dweight.view, window}, 0);
+  conv2d_backward_weight({dy.view, x.view, dweight.view, {}, window}, 0);
   std::vector<double> want_y, want_dw(static_cast<size_t>(N * K));
   for (int64_t b = 0; b < B; ++b)
     for (int64_t oy = 0; oy < v; ++oy)

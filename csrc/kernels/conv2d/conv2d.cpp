@@ -77,9 +77,23 @@ void conv2d_backward_weight(const Conv2dBackwardWeight& a, Stream stream) {
   check_like(a.dweight, "conv2d: dweight", a.dy);
   check_contiguous(a.dweight, "conv2d: dweight");
   if (a.dweight.numel() == 0) return;
+  if (const int64_t needed = conv2d_workspace(a.dy.device, batch * v * u, n, a.dweight.sizes[1])) {
+    check_dtype(a.workspace, "conv2d: workspace", {a.dy.dtype == DType::f64 ? DType::f64 : DType::f32});
+    check_device(a.workspace, "conv2d: workspace", a.dy);
+    check_contiguous(a.workspace, "conv2d: workspace");
+    check(a.workspace.numel() >= needed, "conv2d: workspace is too small");
+  }
   dispatch_device(
       a.dy.device, "conv2d", [&](auto isa) { cpu::conv2d_backward_weight<isa()>(a); },
       [&] { cuda::conv2d_backward_weight(a, stream); });
+}
+
+int64_t conv2d_workspace(Device device, [[maybe_unused]] int64_t pixels, [[maybe_unused]] int64_t n,
+                         [[maybe_unused]] int64_t k) {
+  if constexpr (kOpHasCuda) {
+    if (runs_on_gpu(device)) return cuda::conv2d_workspace(pixels, n, k);
+  }
+  return 0;
 }
 
 }  // namespace va

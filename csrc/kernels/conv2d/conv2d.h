@@ -30,11 +30,15 @@ struct Conv2dForward {
 };
 
 struct Conv2dBackwardWeight {
-  TensorView dy;       // [B, v, u, N]
-  TensorView x;        // [B, h, w, C]                  as dy
-  TensorView dweight;  // [N, kernel_h * kernel_w * C]  out, as dy, contiguous
-  Window window;       // of the forward pass; dilation 1
+  TensorView dy;         // [B, v, u, N]
+  TensorView x;          // [B, h, w, C]                  as dy
+  TensorView dweight;    // [N, kernel_h * kernel_w * C]  out, as dy, contiguous
+  TensorView workspace;  // [conv2d_workspace]          f32 (f64 for f64); may be absent when that is 0
+  Window window;         // of the forward pass; dilation 1
 };
+
+// The elements of f32 (f64 for f64) that the gradient by the weight needs: 0 on the CPU.
+int64_t conv2d_workspace(Device device, int64_t pixels, int64_t n, int64_t k);
 
 void conv2d_forward(const Conv2dForward& args, Stream stream);
 void conv2d_backward_weight(const Conv2dBackwardWeight& args, Stream stream);
@@ -47,6 +51,7 @@ void conv2d_backward_weight(const Conv2dBackwardWeight& args);
 }  // namespace cpu
 
 namespace cuda {
+int64_t conv2d_workspace(int64_t pixels, int64_t n, int64_t k);
 void conv2d_forward(const Conv2dForward& args, Stream stream);
 void conv2d_backward_weight(const Conv2dBackwardWeight& args, Stream stream);
 }  // namespace cuda

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/dispatch.h"
+#include "kernels/common/product.cuh"
 #include "kernels/linear/linear_gemm.cuh"
 
 namespace va::linear_gemm {
@@ -11,12 +12,7 @@ namespace {
 
 using namespace simt;
 
-constexpr int kSide = 16;            // threads along each side of a block's tile
-constexpr int kRun = 4;              // outputs of a thread along each side
-constexpr int kTile = kSide * kRun;  // outputs of a block along each side
-constexpr int kDepth = 16;           // k at a time
-constexpr int kRow = kTile + 4;      // keeps the transposed stores out of each other's banks
-constexpr int kThreads = kSide * kSide;
+using namespace product;
 
 // Stages rows [first, first + kTile) x columns [k0, k0 + kDepth) of an operand, k-major, zeros outside.
 template <class T>
@@ -36,34 +32,22 @@ template <class T>
 VA_KERNEL(kThreads)
 product_kernel(Gemm g) {
   using C = compute_t<T>;
-  Shared<C> a = shared_memory<C>(0), b = shared_memory<C>(kDepth * kRow * static_cast<int>(sizeof(C)));
+  Shared<C> a = shared_memory<C>(0), b = shared_memory<C>(kOperandBytes<C>);
   const int64_t m0 = static_cast<int64_t>(block_x()) * kTile, n0 = static_cast<int64_t>(block_y()) * kTile;
   const int64_t k_first = block_z() * g.chunk, k_last = k_first + g.chunk < g.k ? k_first + g.chunk : g.k;
-  const int i0 = thread_index() / kSide * kRun, j0 = thread_index() % kSide * kRun;
   C sums[kRun][kRun] = {};
   for (int64_t k0 = k_first; k0 < k_last; k0 += kDepth) {
     sync_block();
     stage<T>(a, g.a, m0, g.m, k0, k_last);
     stage<T>(b, g.b, n0, g.n, k0, k_last);
     sync_block();
-#pragma unroll 4
-    for (int k = 0; k < kDepth; ++k) {
-      C left[kRun], right[kRun];
-#pragma unroll
-      for (int i = 0; i < kRun; ++i) left[i] = a[k * kRow + i0 + i];
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) right[j] = b[k * kRow + j0 + j];
-#pragma unroll
-      for (int i = 0; i < kRun; ++i)
-#pragma unroll
-        for (int j = 0; j < kRun; ++j) sums[i][j] += left[i] * right[j];
-    }
+    multiply(a, b, sums);
   }
-  const int64_t n = n0 + j0;
+  const int64_t n = n0 + first_column();
   const int count = g.n - n < kRun ? static_cast<int>(g.n - n) : kRun;
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
-    const int64_t m = m0 + i0 + i;
+    const int64_t m = m0 + first_row() + i;
     if (m >= g.m || count <= 0) continue;
     if (g.partial)
       store_run<C>(g.partial, (block_z() * g.m + m) * g.n + n, count, false, sums[i]);
@@ -107,10 +91,9 @@ void run_generic(const Gemm& gemm, Stream stream) {
   if (g.splits == 1) g.chunk = std::max<int64_t>(g.k, 1);
   dispatch_float(g.dtype, "linear: x", [&](auto t) {
     using T = typename decltype(t)::type;
-    constexpr int kBytes = 2 * kDepth * kRow * static_cast<int>(sizeof(compute_t<T>));
     launch("linear", product_kernel<T>,
-           {blocks(g.m, kTile), blocks(g.n, kTile), static_cast<unsigned>(g.splits)}, kThreads, kBytes,
-           stream, g);
+           {blocks(g.m, kTile), blocks(g.n, kTile), static_cast<unsigned>(g.splits)}, kThreads,
+           2 * kOperandBytes<compute_t<T>>, stream, g);
   });
 }
 

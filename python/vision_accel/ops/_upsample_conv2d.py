@@ -9,7 +9,15 @@ from torch import Tensor
 from vision_accel import _C
 from vision_accel.ops._layout import statistics_dtype, stream_of
 from vision_accel.ops._register import register
-from vision_accel.ops.conv2d import beside, check_float, dense, grad_outputs, pack, sum_pixels
+from vision_accel.ops.conv2d import (
+    backward_weight,
+    beside,
+    check_float,
+    dense,
+    grad_outputs,
+    pack,
+    sum_pixels,
+)
 
 
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -115,15 +123,8 @@ def _upsample_grad_run(
         folded = dy.new_empty(2, 2, n, 2, 2, c)
         for p in range(2):
             for q in range(2):
-                _C.conv2d_backward_weight(
-                    dy[:, p::2, q::2],
-                    dense(x),
-                    folded[p, q].flatten(1),
-                    (2, 2),
-                    1,
-                    (1 - p, 1 - q),
-                    stream_of(dy),
-                )
+                phase, matrix = dy[:, p::2, q::2], folded[p, q].flatten(1)
+                backward_weight(phase, x, matrix, (2, 2), 1, (1 - p, 1 - q))
         dweight.copy_(_unfold(folded.to(statistics_dtype(folded))))
     if needs[2]:
         sum_pixels(dy, dbias)

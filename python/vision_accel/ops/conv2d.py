@@ -183,6 +183,15 @@ def sum_pixels(dy: Tensor, out: Tensor) -> None:
     _C.linear_backward(rows, *none, out, None, work, "none", "none", False, False, stream_of(dy))
 
 
+def backward_weight(
+    dy: Tensor, x: Tensor, dweight: Tensor, kernel: tuple[int, int], stride: int, corner: tuple[int, int]
+) -> None:
+    """The gradient by the weight as a matrix [N, i * j * C], into ``dweight``."""
+    scratch = _C.conv2d_workspace(dy, dweight.shape[1])
+    work = dy.new_empty(scratch, dtype=statistics_dtype(dy)) if scratch else None
+    _C.conv2d_backward_weight(dy, dense(x), dweight, work, kernel, stride, corner, stream_of(dy))
+
+
 def _grad_run(
     dy: Tensor,
     x: Tensor | None,
@@ -205,8 +214,7 @@ def _grad_run(
         corner = (i - 1 - pads[0], j - 1 - pads[2])
         _C.conv2d_forward(dy, flipped, None, None, None, dx, "none", (i, j), 1, stride, corner, stream_of(dy))
     if needs[1] and x is not None:
-        matrix = dweight.permute(0, 2, 3, 1).flatten(1)
-        _C.conv2d_backward_weight(dy, dense(x), matrix, (i, j), stride, (pads[0], pads[2]), stream_of(dy))
+        backward_weight(dy, x, dweight.permute(0, 2, 3, 1).flatten(1), (i, j), stride, (pads[0], pads[2]))
     return outputs
 
 

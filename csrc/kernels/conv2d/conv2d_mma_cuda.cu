@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+// Convolutions of 16-bit images on tensor cores, for every GPU from sm_80 on: an implicit matrix product
+// whose patches are gathered by asynchronous copies, kStages blocks of the sum in flight. Two forms: forward
+// (and the gradient by x), and the gradient by the weight. The emulator of tests/simt runs both.
+#include "kernels/conv2d/conv2d.cuh"
+
+namespace va::conv {
+namespace {
+
+constexpr int kThreads = 128, kWarps = kThreads / kWarp;
+constexpr int kM = 128;     // rows of a block's tile
+constexpr int kDepth = 32;  // of the sum at a time
+constexpr int kStages = 3;
+constexpr int kChunk = 8;  // elements of one 16-byte copy
+
+// The block's tile kM x kN is cut into warp tiles.
+template <int kN>
+struct Cut {
+  static constexpr int kWarpsN = kN >= 64 ? 2 : 1, kWarpsM = kWarps / kWarpsN;
+  static constexpr int kWarpM = kM / kWarpsM, kWarpN = kN / kWarpsN;
+  static constexpr int kTilesM = kWarpM / 16, kTilesN = kWarpN / 8;  // of mma m16n8k16
+  static VA_DEVICE int first_m() { return warp_index() % kWarpsM * kWarpM; }
+  static VA_DEVICE int first_n() { return warp_index() / kWarpsM * kWarpN; }
+};
+
+// Operand [rows, kDepth] in shared memory, depth contiguous. Chunks change places within a row, so that the
+// 8 rows that load_matrices reads at once lie in different banks.
+template <class T>
+struct DepthMajor {
+  Shared<T> base;
+  VA_DEVICE Shared<T> chunk(int row, int chunk) const {
+    return base + (row * kDepth + (chunk ^ (row / 2 % 4)) * kChunk);
+  }
+  VA_DEVICE void load_a(uint32_t (&a)[4], int row, int k) const {
+    const int lane = lane_index();
+    load_matrices<false>(a, chunk(row + lane % 16, k / kChunk + lane / 16));
+  }
+  VA_DEVICE void load_b(uint32_t (&b)[4], int row, int k) const {  // two tiles of 8 columns
+    const int lane = lane_index();
+    load_matrices<false>(b, chunk(row + lane / 16 * 8 + lane % 8, k / kChunk + lane / 8 % 2));
+  }
+};
+
+// Operand [kDepth, kRows], rows contiguous.
+template <class T, int kRows>
+struct RowMajor {
+  Shared<T> base;
+  VA_DEVICE Shared<T> chunk(int depth, int chunk) const {
+    return base + (depth * kRows + (chunk ^ (depth % 8)) * kChunk);
+  }
+  VA_DEVICE void load_a(uint32_t (&a)[4], int row, int k) const {
+    const int lane = lane_index();
+    load_matrices<true>(a, chunk(k + lane / 16 * 8 + lane % 8, row / kChunk + lane / 8 % 2));
+  }
+  VA_DEVICE void load_b(uint32_t (&b)[4], int row, int k) const {
+    const int lane = lane_index();
+    load_matrices<true>(b, chunk(k + lane / 8 % 2 * 8 + lane % 8, row / kChunk + lane / 16));
+  }
+};
+
+// One block of the sum.
+template <class T, int kN, class A, class B>
+VA_DEVICE void multiply(float (&acc)[Cut<kN>::kTilesM][Cut<kN>::kTilesN][4], const A& a, const B& b) {
+  using C = Cut<kN>;
+#pragma unroll
+  for (int k = 0; k < kDepth; k += 16) {
+    uint32_t left[C::kTilesM][4];
+#pragma unroll
+    for (int m = 0; m < C::kTilesM; ++m) a.load_a(left[m], C::first_m() + m * 16, k);
+#pragma unroll
+    for (int n = 0; n < C::kTilesN; n += 2) {
+      uint32_t right[4];
+      b.load_b(right, C::first_n() + n * 8, k);
+#pragma unroll
+      for (int m = 0; m < C::kTilesM; ++m) {
+        mma_16x8x16<T>(acc[m][n], left[m], right[0], right[1]);
+        mma_16x8x16<T>(acc[m][n + 1], left[m], right[2], right[3]);
+      }
+    }
+  }
+}
+
+// steps blocks of the sum: load(stage) starts the copies of the next one, compute(stage) uses it.
+template <class Load, class Compute>
+VA_DEVICE void pipeline(int steps, Load&& load, Compute&& compute) {
+  for (int s = 0; s < kStages - 1; ++s) {
+    if (s < steps) load(s);
+    commit_copies();
+  }
+  for (int s = 0; s < steps; ++s) {
+    wait_copies<kStages - 2>();
+    sync_block();  // and everybody has used the stage that is filled next
+    if (s + kStages - 1 < steps) load((s + kStages - 1) % kStages);
+    commit_copies();
+    compute(s % kStages);
+  }
+}
+
+template <class T, int kN>
+constexpr int kStageBytes = (kM + kN) * kDepth * static_cast<int>(sizeof(T));
+
+// Through shared memory, so that a thread finishes kChunk neighbouring channels of a pixel.
+template <class T, int kN>
+VA_DEVICE void finish_tile(const Conv& p, float (&acc)[Cut<kN>::kTilesM][Cut<kN>::kTilesN][4], int m0,
+                           int n0) {
+  using C = Cut<kN>;
+  constexpr int kRows = 32, kStride = C::kWarpN + 4, kRuns = C::kWarpN / kChunk;
+  static_assert(kWarps * kRows * kStride * 4 <= kStages * kStageBytes<T, kN>);
+  const Shared<float> mine = shared_memory<float>(warp_index() * kRows * kStride * 4);
+  const int g = lane_index() / 4, t = lane_index() % 4;
+  wait_copies<0>();
+  sync_block();
+#pragma unroll
+  for (int part = 0; part < C::kWarpM / kRows; ++part) {
+#pragma unroll
+    for (int m = 0; m < kRows / 16; ++m)
+#pragma unroll
+      for (int n = 0; n < C::kTilesN; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          mine[(m * 16 + e / 2 * 8 + g) * kStride + n * 8 + 2 * t + e % 2] = acc[part * kRows / 16 + m][n][e];
+    sync_warp();
+#pragma unroll 1
+    for (int i = lane_index(); i < kRows * kRuns; i += kWarp) {
+      const int row = i / kRuns, run = i % kRuns * kChunk;
+      const int pixel = m0 + C::first_m() + part * kRows + row, col = n0 + C::first_n() + run;
+      if (pixel >= p.pixels || col >= p.n) continue;
+      float v[kChunk];
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j) v[j] = mine[row * kStride + run + j];
+      finish<T>(p, Pixel(p, pixel), col, p.n - col < kChunk ? p.n - col : kChunk, v);
+    }
+    sync_warp();
+  }
+}
+
+template <class T, int kN, bool kSpread>
+VA_KERNEL(kThreads, 2)
+forward_kernel(const VA_PARAMETER Conv p) {
+  constexpr int kChunks = kDepth / kChunk, kStep = kThreads / kChunks;  // rows that are copied at once
+  constexpr int kRowsA = kM / kStep, kRowsB = (kN + kStep - 1) / kStep;
+  const int m0 = block_x() * kM, n0 = block_y() * kN;
+  const int row = thread_index() / kChunks, column = thread_index() % kChunks;
+  Patch<T> patches[kRowsA];
+#pragma unroll
+  for (int i = 0; i < kRowsA; ++i) patches[i].place(p, m0 + row + i * kStep);
+  Tap tap(p, column * kChunk);
+  int k = column * kChunk;
+  const T* const weight = static_cast<const T*>(p.weight);
+  const auto stage_a = [&](int s) { return DepthMajor<T>{shared_memory<T>(s * kStageBytes<T, kN>)}; };
+  const auto stage_b = [&](int s) {
+    return DepthMajor<T>{
+        shared_memory<T>(s * kStageBytes<T, kN> + kM * kDepth * static_cast<int>(sizeof(T)))};
+  };
+  float acc[Cut<kN>::kTilesM][Cut<kN>::kTilesN][4] = {};
+  pipeline((p.k + kDepth - 1) / kDepth,
+           [&](int s) {
+#pragma unroll
+             for (int i = 0; i < kRowsA; ++i) {
+               const T* const x = k < p.k ? patches[i].template at<kSpread>(p, tap) : nullptr;
+               copy16_async(stage_a(s).chunk(row + i * kStep, column), x ? x : patches[i].image,
+                            x != nullptr);
+             }
+#pragma unroll
+             for (int i = 0; i < kRowsB; ++i) {
+               if (kN % kStep != 0 && row + i * kStep >= kN) continue;
+               const int n = n0 + row + i * kStep;
+               const bool valid = k < p.k && n < p.n;
+               copy16_async(stage_b(s).chunk(row + i * kStep, column),
+                            valid ? weight + static_cast<int64_t>(n) * p.k + k : weight, valid);
+             }
+             k += kDepth;
+             tap.advance(p, kDepth);
+           },
+           [&](int s) { multiply<T, kN>(acc, stage_a(s), stage_b(s)); });
+  finish_tile<T, kN>(p, acc, m0, n0);
+}
+
+// partial[split, n, k] = sum over the pixels of a part of dy[pixel, n] patch[pixel, k]
+template <class T>
+VA_KERNEL(kThreads, 2)
+backward_weight_kernel(const VA_PARAMETER Conv p) {
+  constexpr int kN = kM, kChunks = kM / kChunk, kStep = kThreads / kChunks;  // pixels that are copied at once
+  constexpr int kPixels = kDepth / kStep;
+  const int n0 = block_x() * kM, k0 = block_y() * kN, begin = block_z() * p.chunk;
+  const int end = begin + p.chunk < p.pixels ? begin + p.chunk : p.pixels;
+  const int depth = thread_index() / kChunks, column = thread_index() % kChunks;
+  const int n = n0 + column * kChunk, k = k0 + column * kChunk;
+  const Tap tap(p, k < p.k ? k : 0);
+  int index = begin + depth;
+  Pixel pixel(p, index < p.pixels ? index : 0);
+  const auto stage_a = [&](int s) { return RowMajor<T, kM>{shared_memory<T>(s * kStageBytes<T, kN>)}; };
+  const auto stage_b = [&](int s) {
+    return RowMajor<T, kN>{
+        shared_memory<T>(s * kStageBytes<T, kN> + kM * kDepth * static_cast<int>(sizeof(T)))};
+  };
+  float acc[Cut<kN>::kTilesM][Cut<kN>::kTilesN][4] = {};
+  pipeline((end - begin + kDepth - 1) / kDepth,
+           [&](int s) {
+#pragma unroll
+             for (int i = 0; i < kPixels; ++i) {
+               const T* const nothing = static_cast<const T*>(p.x.data);
+               const T* const dy =
+                   index < end && n < p.n ? p.y.at<const T>(pixel.batch, pixel.row, pixel.col) + n : nullptr;
+               copy16_async(stage_a(s).chunk(depth + i * kStep, column), dy ? dy : nothing, dy != nullptr);
+               const T* const x = index < end && k < p.k ? tap_source<T>(p, pixel, tap) : nullptr;
+               copy16_async(stage_b(s).chunk(depth + i * kStep, column), x ? x : nothing, x != nullptr);
+               index += kStep;
+               if (index < end) pixel.advance(p, kStep);
+             }
+           },
+           [&](int s) { multiply<T, kN>(acc, stage_a(s), stage_b(s)); });
+  wait_copies<0>();
+  using C = Cut<kN>;
+  const int g = lane_index() / 4, t = lane_index() % 4;
+  float* const out = static_cast<float*>(p.partial) + static_cast<int64_t>(block_z()) * p.n * p.k;
+#pragma unroll
+  for (int m = 0; m < C::kTilesM; ++m)
+#pragma unroll
+    for (int j = 0; j < C::kTilesN; ++j)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int to_n = n0 + C::first_m() + m * 16 + half * 8 + g, to_k = k0 + C::first_n() + j * 8 + 2 * t;
+        if (to_n >= p.n || to_k >= p.k) continue;
+        float* const to = out + static_cast<int64_t>(to_n) * p.k + to_k;
+        to[0] = acc[m][j][2 * half];
+        to[1] = acc[m][j][2 * half + 1];
+      }
+}
+
+unsigned blocks(int work, int size) { return static_cast<unsigned>((work + size - 1) / size); }
+
+template <class T, int kN>
+void run_forward(const Conv& p, Stream stream) {
+  const auto kernel = p.dilation > 1 ? forward_kernel<T, kN, true> : forward_kernel<T, kN, false>;
+  launch("conv2d", kernel, {blocks(p.pixels, kM), blocks(p.n, kN)}, kThreads, kStages * kStageBytes<T, kN>,
+         stream, p);
+}
+
+}  // namespace
+
+template <class T>
+void forward_mma(const Conv& p, Stream stream) {
+  if (p.n <= 16) return run_forward<T, 16>(p, stream);
+  if (p.n <= 64) return run_forward<T, 64>(p, stream);
+  run_forward<T, 128>(p, stream);
+}
+
+template <class T>
+void backward_weight_mma(const Conv& p, int splits, Stream stream) {
+  launch("conv2d", backward_weight_kernel<T>,
+         {blocks(p.n, kM), blocks(p.k, kM), static_cast<unsigned>(splits)}, kThreads,
+         kStages * kStageBytes<T, kM>, stream, p);
+}
+
+template void forward_mma<Half>(const Conv&, Stream);
+template void forward_mma<BFloat16>(const Conv&, Stream);
+template void backward_weight_mma<Half>(const Conv&, int, Stream);
+template void backward_weight_mma<BFloat16>(const Conv&, int, Stream);
+
+}  // namespace va::conv
