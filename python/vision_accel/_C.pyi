@@ -22,6 +22,7 @@ __all__: list[str] = [
     "available_isas",
     "conv2d_backward_weight",
     "conv2d_forward",
+    "conv2d_workspace",
     "cross_entropy_backward",
     "cross_entropy_forward",
     "cuda_status",
@@ -103,6 +104,7 @@ def conv2d_backward_weight(
     dy: Tensor | None,
     x: Tensor | None,
     dweight: Tensor | None,
+    workspace: Tensor | None,
     kernel: typing.Annotated[collections.abc.Sequence[int], "FixedSize(2)"],
     stride: int,
     padding: typing.Annotated[collections.abc.Sequence[int], "FixedSize(2)"],
@@ -122,6 +124,7 @@ def conv2d_forward(
     padding: typing.Annotated[collections.abc.Sequence[int], "FixedSize(2)"],
     stream: int,
 ) -> None: ...
+def conv2d_workspace(dy: Tensor | None, k: int) -> int: ...
 def cross_entropy_backward(
     dloss: Tensor | None,
     logits: Tensor | None,

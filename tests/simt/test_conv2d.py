@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv2d's CUDA kernels at small sizes, under the accuracy rule: the tensor-core ones and those for the rest."""
+"""conv2d's CUDA kernels at small sizes, under the accuracy rule: with tensor cores and without."""
 
 import sys
 
@@ -80,7 +80,12 @@ def test_upsample(channels, dtype):
 def test_strided_and_misaligned_images():
     base = torch.randn(2, 6, 7, 33).half()
     _, w, b = case(1, 1, 1, 16, 8, 3, torch.float16)
-    for x in (base[:, ::2, :, :16], base[..., 1:17], base.transpose(1, 2)[..., 8:24], base[..., ::2][..., :16]):
+    for x in (
+        base[:, ::2, :, :16],
+        base[..., 1:17],
+        base.transpose(1, 2)[..., 8:24],
+        base[..., ::2][..., :16],
+    ):
         check((x, w, b), padding=1)
 
 
