@@ -6,12 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import vision_accel as va
 from bench import peers
 from bench.common import Workload
-from vision_accel.train.contrastive_loss import contrastive_loss
 
 # ViT-B-32 with random weights. "full" texts have 77 tokens; "short" ones 12 and padding, like captions.
 CASES = {
@@ -19,8 +17,6 @@ CASES = {
     "ViT-B-32 images, batch 8": {"part": "image", "batch": 8},
     "ViT-B-32 full texts, batch 32": {"part": "text", "batch": 32, "length": 77},
     "ViT-B-32 short texts, batch 32": {"part": "text", "batch": 32, "length": 12},
-    "softmax loss, 4096 pairs of 512, forward and backward": {"part": "loss", "batch": 4096},
-    "sigmoid loss, 4096 pairs of 512, forward and backward": {"part": "loss", "batch": 4096, "bias": True},
 }
 
 
@@ -40,10 +36,8 @@ class Encode(nn.Module):
         return self.model.text_projection(self.model.text_model(input_ids=x).pooler_output)
 
 
-def make(part: str, batch: int, length: int = 77, bias: bool = False) -> Workload:
+def make(part: str, batch: int, length: int = 77) -> Workload:
     torch.manual_seed(0)
-    if part == "loss":
-        return _loss(batch, bias)
     libraries = importlib.import_module("tests.reference_libs")
     open_clip, transformers = libraries.open_clip(), libraries.transformers()
     model = va.create_model("ViT-B-32").eval()
@@ -85,34 +79,6 @@ def _flops(module: nn.Module, x: torch.Tensor) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(x)
     return float(counter.get_total_flops())
-
-
-def _loss(batch: int, bias: bool) -> Workload:
-    x, y = (F.normalize(torch.randn(batch, 512), dim=-1).requires_grad_() for _ in range(2))
-    scalars = [torch.tensor(v, requires_grad=True) for v in ([20.0, -5.0] if bias else [20.0])]
-
-    def naive() -> torch.Tensor:
-        logits = scalars[0] * x @ y.T
-        if bias:
-            signs = 2 * torch.eye(batch) - 1
-            return -F.logsigmoid(signs * (logits + scalars[1])).sum() / batch
-        labels = torch.arange(batch)
-        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-
-    def step(loss: Any) -> Any:
-        def call() -> Any:
-            value = loss()
-            return value.detach(), torch.autograd.grad(value, [x, y, *scalars])
-
-        return call
-
-    # Three products of [B, 512] with [512, B] are needed at least; ours computes the logits once more.
-    return Workload(
-        step(lambda: contrastive_loss(x, y, *scalars)),
-        {"torch, all logits at once": step(naive)},
-        flops=3 * 2.0 * batch * batch * 512,
-        images=batch,
-    )
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -20,6 +20,9 @@ __all__: list[str] = [
     "attention_backward",
     "attention_forward",
     "available_isas",
+    "contrastive_loss_backward",
+    "contrastive_loss_forward",
+    "contrastive_loss_workspace",
     "conv2d_backward_weight",
     "conv2d_forward",
     "conv2d_workspace",
@@ -100,6 +103,40 @@ def attention_forward(
     stream: int,
 ) -> None: ...
 def available_isas() -> list[str]: ...
+def contrastive_loss_backward(
+    drows: Tensor | None,
+    down: Tensor | None,
+    dcolumns: Tensor | None,
+    image: Tensor | None,
+    text: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    rows: Tensor | None,
+    own: Tensor | None,
+    top: Tensor | None,
+    columns: Tensor | None,
+    dimage: Tensor | None,
+    dtext: Tensor | None,
+    dscale: Tensor | None,
+    dbias: Tensor | None,
+    workspace: Tensor | None,
+    first: int,
+    stream: int,
+) -> None: ...
+def contrastive_loss_forward(
+    image: Tensor | None,
+    text: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    rows: Tensor | None,
+    own: Tensor | None,
+    top: Tensor | None,
+    columns: Tensor | None,
+    workspace: Tensor | None,
+    first: int,
+    stream: int,
+) -> None: ...
+def contrastive_loss_workspace(images: int, texts: int) -> int: ...
 def conv2d_backward_weight(
     dy: Tensor | None,
     x: Tensor | None,

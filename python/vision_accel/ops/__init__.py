@@ -14,6 +14,7 @@ if find_spec("torch") is not None:
     from vision_accel.ops.activation import activation
     from vision_accel.ops.adamw import adamw, grad_norm
     from vision_accel.ops.attention import attention, attention_qkv
+    from vision_accel.ops.contrastive_loss import contrastive_loss
     from vision_accel.ops.conv2d import conv2d
     from vision_accel.ops.cross_entropy import cross_entropy
     from vision_accel.ops.group_norm import group_norm, group_norm_statistics
@@ -26,6 +27,7 @@ __all__ = [
     "adamw",
     "attention",
     "attention_qkv",
+    "contrastive_loss",
     "conv2d",
     "cross_entropy",
     "grad_norm",

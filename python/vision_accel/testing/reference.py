@@ -149,6 +149,17 @@ def cross_entropy(
     return loss.unflatten(0, logits.shape[:-1]) if reduction == "none" else loss
 
 
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    wide = torch.promote_types(image.dtype, torch.float32)
+    logits = scale.to(wide) * image.to(wide) @ text.to(wide).T
+    if bias is not None:
+        signs = 2 * torch.eye(len(image), dtype=wide) - 1
+        return -torch.nn.functional.logsigmoid(signs * (logits + bias.to(wide))).sum() / len(image)
+    labels = torch.arange(len(image))
+    loss = torch.nn.functional.cross_entropy
+    return (loss(logits, labels) + loss(logits.T, labels)) / 2
+
+
 def grad_norm(grads: list[Tensor]) -> Tensor:
     return torch.nn.utils.get_total_norm(grads)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of paired embeddings, in rows of logits at a time: the matrix of all logits is never stored.
+"""The contrastive losses of a batch that is spread over all processes.
 
-Over several processes each computes the rows of its own images against the texts of all. The loss of a
-process is such that the mean over processes is the loss of the whole batch, and so are the gradients that
-DistributedDataParallel averages.
+Each process computes the rows of its own images against the texts of all. The loss of a process is such that
+the mean over processes is the loss of the whole batch, and so are the gradients that DistributedDataParallel
+averages.
 """
 
 from collections.abc import Callable
@@ -12,47 +12,42 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
 
-CHUNK = 256  # rows of logits at a time
+from vision_accel import ops
+from vision_accel.ops.contrastive_loss import (
+    check_pairs,
+    sigmoid_rows,
+    sigmoid_rows_backward,
+    softmax_parts,
+)
 
 
-def contrastive_loss(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None, *, chunk: int = CHUNK
-) -> Tensor:
-    """Loss of images and texts that belong together pairwise.
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``ops.contrastive_loss`` of the images and texts of all processes, this process's share of it.
 
-    Without a bias, the mean of the two cross-entropies of ``scale * image @ text.T`` along rows and columns
-    (CLIP); with one, the mean over images of the summed binary cross-entropies of all pairs (SigLIP). In
-    float32 whatever the dtype.
+    The softmax loss gathers all texts; the sigmoid loss sends them round, so that a process holds
+    those of one other at a time.
 
     Args:
-        image: [B, E], normalised; of this process, where there are several.
+        image: [B, E], normalised; of this process, B being the same in all.
         text: [B, E], normalised.
         scale: the factor of the logits (not its logarithm), a scalar.
         bias: added to the logits; None for the softmax loss.
-        chunk: rows of logits in memory at a time.
 
     Returns:
         a scalar in float32.
-
-    Sources: Radford et al. 2021, arXiv:2103.00020, figure 3; Zhai et al. 2023, arXiv:2303.15343, algorithm 1.
     """
-    if image.ndim != 2 or image.shape != text.shape or not len(image):
-        raise ValueError(
-            f"contrastive_loss: images and texts must be [B, E] of one shape, got {list(image.shape)}"
-            f" and {list(text.shape)}"
-        )
-    everyone, first = text, 0
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        everyone, first = _gather(text.contiguous()), dist.get_rank() * len(text)
-    wide = image.float(), everyone.float(), scale.float()
-    with torch.autocast(image.device.type, enabled=False):
-        if bias is None:
-            loss: Tensor = _softmax(*wide, first, chunk)
-        else:
-            loss = _sigmoid(*wide, bias.float(), first, chunk)
-    return loss
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return ops.contrastive_loss(image, text, scale, bias)
+    check_pairs(image, text)
+    image, text = image.float(), text.float()  # sums over processes are in float32
+    if bias is not None:
+        return _ring(image, text, scale, bias).mean()
+    rank, count = dist.get_rank(), len(image)
+    rows, own, top, columns = softmax_parts(image, _gather(text.contiguous()), scale, rank * count)
+    columns = _join(top, columns)
+    mine = slice(rank * count, rank * count + count)
+    return (rows + (columns[mine] - own)).mean() / 2
 
 
 class _Gather(torch.autograd.Function):
@@ -73,93 +68,66 @@ class _Gather(torch.autograd.Function):
         return grad[first : first + ctx.rows]
 
 
-class _Softmax(torch.autograd.Function):
-    """Rows of mine against all columns. The columns' sums need the rows of the other processes too."""
+class _Join(torch.autograd.Function):
+    """log sum exp over all processes of ``top + columns``; top is a constant that columns is taken from."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, first: int, chunk: int) -> Tensor:
-        rows = x.new_empty(len(x))
-        top = x.new_full((len(y),), -torch.inf)
-        total = x.new_zeros(len(y))
-        for i in range(0, len(x), chunk):
-            logits = x[i : i + chunk] @ y.T * scale
-            rows[i : i + chunk] = logits.logsumexp(1)
-            new = torch.maximum(top, logits.amax(0))
-            total = total * (top - new).exp() + logits.sub_(new).exp_().sum(0)
-            top = new
-        if len(y) > len(x):
-            most = top.clone()
-            dist.all_reduce(most, dist.ReduceOp.MAX)
-            total *= (top - most).exp()
-            dist.all_reduce(total)
-            top = most
-        columns = top + total.log()
-        own = slice(first, first + len(x))
-        right = (x * y[own]).sum(1) * scale
-        ctx.save_for_backward(x, y, scale, rows, columns)
-        ctx.first, ctx.chunk = first, chunk
-        return (rows + columns[own] - 2 * right).sum() / (2 * len(x))
+    def forward(ctx: Any, top: Tensor, columns: Tensor) -> Tensor:
+        most = top.clone()
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        mine = columns + (top - most)
+        total = mine.exp()
+        dist.all_reduce(total)
+        total = total.log_()
+        ctx.save_for_backward(mine - total)
+        return most + total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, scale, rows, columns = ctx.saved_tensors
-        dx, dy, dscale = torch.empty_like(x), torch.zeros_like(y), x.new_zeros(())
-        for i in range(0, len(x), ctx.chunk):
-            cosine = x[i : i + ctx.chunk] @ y.T
-            logits = cosine * scale
-            share = (logits - rows[i : i + ctx.chunk, None]).exp_()
-            share += logits.sub_(columns).exp_()
-            place = torch.arange(len(share))
-            share[place, place + (ctx.first + i)] -= 2
-            dscale += (share * cosine).sum()
-            dx[i : i + ctx.chunk] = share @ y
-            dy.addmm_(share.T, x[i : i + ctx.chunk])
-        factor = grad / (2 * len(x))
-        return dx * (factor * scale), dy * (factor * scale), dscale * factor, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        (share,) = ctx.saved_tensors
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return None, grad * share.exp()
 
 
-class _Sigmoid(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, first: int, chunk: int
-    ) -> Tensor:
-        loss = x.new_zeros(())
-        for i in range(0, len(x), chunk):
-            logits = x[i : i + chunk] @ y.T * scale + bias
-            place = torch.arange(len(logits))
-            right = logits[place, place + (first + i)]
-            # -log sigmoid(-z) for pairs that do not belong together, -log sigmoid(z) for those that do.
-            loss += F.softplus(logits).sum() - right.sum()
-        ctx.save_for_backward(x, y, scale, bias)
-        ctx.first, ctx.chunk = first, chunk
-        return loss / len(x)
+class _Ring(torch.autograd.Function):
+    """Sigmoid losses of my images; the texts, and in backward their gradients, go round once."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, scale, bias = ctx.saved_tensors
-        dx, dy = torch.empty_like(x), torch.zeros_like(y)
-        dscale, dbias = x.new_zeros(()), x.new_zeros(())
-        for i in range(0, len(x), ctx.chunk):
-            cosine = x[i : i + ctx.chunk] @ y.T
-            d = (cosine * scale + bias).sigmoid_()
-            place = torch.arange(len(d))
-            d[place, place + (ctx.first + i)] -= 1
-            dscale += (d * cosine).sum()
-            dbias += d.sum()
-            dx[i : i + ctx.chunk] = d @ y
-            dy.addmm_(d.T, x[i : i + ctx.chunk])
-        factor = grad / len(x)
-        return (
-            dx * (factor * scale),
-            dy * (factor * scale),
-            dscale * factor,
-            (dbias * factor).reshape(bias.shape),
-            None,
-            None,
-        )
+    def forward(ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(image, text, scale, bias)
+        rows = sigmoid_rows(image, text, scale, bias, 0)
+        for _ in range(1, dist.get_world_size()):
+            (text,) = _pass_on(text)
+            rows = rows + sigmoid_rows(image, text, scale, bias, -1)
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        image, text, scale, bias = ctx.saved_tensors
+        totals = [torch.zeros_like(x) for x in (image, text, scale, bias)]
+        for step in range(dist.get_world_size()):
+            found = sigmoid_rows_backward(grad, image, text, scale, bias, 0 if step == 0 else -1)
+            for total, part in zip(totals, found, strict=True):
+                total += part
+            text, totals[1] = _pass_on(text, totals[1])
+        return tuple(totals)
+
+
+def _pass_on(*tensors: Tensor) -> list[Tensor]:
+    """Give tensors to the next process and get those of the one before."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    received = [torch.empty_like(x) for x in tensors]
+    work = []
+    for mine, theirs in zip(tensors, received, strict=True):
+        work.append(dist.P2POp(dist.isend, mine.contiguous(), (rank + 1) % size))
+        work.append(dist.P2POp(dist.irecv, theirs, (rank - 1) % size))
+    for request in dist.batch_isend_irecv(work):
+        request.wait()
+    return received
 
 
 # Annotated, because torch's ``apply`` is not.
 _gather: Callable[..., Tensor] = _Gather.apply
-_softmax: Callable[..., Tensor] = _Softmax.apply
-_sigmoid: Callable[..., Tensor] = _Sigmoid.apply
+_join: Callable[..., Tensor] = _Join.apply
+_ring: Callable[..., Tensor] = _Ring.apply
