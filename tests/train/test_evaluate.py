@@ -70,7 +70,7 @@ def test_unreadable_images_are_reported(model, image_root, tmp_path):
 
 def test_folder_that_does_not_fit_the_model(model, image_root):
     model.reset_classifier(5)
-    with pytest.raises(DataError, match="3 class folders, but the model has 5 classes"):
+    with pytest.raises(DataError, match="3 classes, but the model has 5"):
         evaluate(model, image_root / "val")
 
 

@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,8 @@ import vision_accel as va
 from vision_accel.cli import SOME_IMAGES_BAD
 from vision_accel.cli._images import complain
 from vision_accel.cli._options import parse
-from vision_accel.data.folder import ImageFolder
+from vision_accel.data.folder import open_images
+from vision_accel.data.source import SampleError, Source
 from vision_accel.models.zero_shot import ZeroShot
 
 
@@ -29,8 +31,8 @@ class Eval:
 
     model: Annotated[Positional[str], arg(metavar="MODEL")] = tyro.MISSING
     """Model directory or Hugging Face hub id."""
-    data: Annotated[Positional[str], arg(metavar="FOLDER")] = tyro.MISSING
-    """Folder with one folder per class."""
+    data: Annotated[Positional[str], arg(metavar="DATA")] = tyro.MISSING
+    """Folder with one folder per class, or webdataset tars."""
     batch_size: int = 64
     """Images per pass; changes speed and memory, not results."""
     workers: int = 2
@@ -52,7 +54,7 @@ class Eval:
 def run(argv: list[str]) -> int:
     """Run the command."""
     options = parse(Eval, argv, "vision-accel eval")
-    folder = ImageFolder(options.data)
+    folder = open_images(options.data)
     model = va.load(options.model, options.device)
     if isinstance(model, va.CLIP):
         names = [name.replace("_", " ") for name in folder.classes]
@@ -79,12 +81,29 @@ def run(argv: list[str]) -> int:
     return SOME_IMAGES_BAD if result.bad else 0
 
 
-def _draw_confusion(model: Any, folder: ImageFolder, options: Eval) -> None:
+class _Readable(Sequence[bytes]):
+    """The images of a source; one that cannot be read is empty, and so reported as no image."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self.source.read(index)
+        except (OSError, SampleError):
+            return b""
+
+
+def _draw_confusion(model: Any, folder: Source, options: Eval) -> None:
     assert options.confusion is not None
-    paths = [str(folder.path(i)) for i in range(len(folder))]
     with va.infer.replacing(options.confusion) as file:
         results = list(
-            va.infer.iter_classify(model, paths, 1, batch_size=options.batch_size, on_error="skip")
+            va.infer.iter_classify(
+                model, _Readable(folder), 1, batch_size=options.batch_size, on_error="skip"
+            )
         )
         good = [(folder.classes[folder.labels[i]], r.label) for i, r in enumerate(results) if r.label]
         labels = sorted({*folder.classes, *(found for _, found in good)})

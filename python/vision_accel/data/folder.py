@@ -8,9 +8,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vision_accel.data.source import BadSample, DataError, read_file
-
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+from vision_accel.data.source import (
+    IMAGE_EXTENSIONS,
+    BadSample,
+    DataError,
+    Source,
+    join,
+    read_file,
+    relabel,
+)
+from vision_accel.data.tars import Tars, tars_in
 
 
 class ImageFolder:
@@ -95,6 +102,37 @@ class ImageFiles(ImageFolder):
         self.labels = np.zeros(len(names), dtype=np.int64)
         self._ends = np.cumsum([len(n) for n in names], dtype=np.int64)
         self._names = b"".join(names)
+
+
+def open_images(
+    text: str | os.PathLike[str],
+    classes: Sequence[str] | None = None,
+    *,
+    labelled: bool = True,
+    block: int = 0,
+) -> Source:
+    """Labelled images: a folder of one folder per class, webdataset tars, or several of these.
+
+    Args:
+        text: folder, tars or patterns, see ``source.expand``; several with ``::`` between them.
+        classes: names of the labels, in their order; without it, those of the data.
+        labelled: False takes all images, and their label is 0.
+        block: see ``Tars``.
+
+    Raises:
+        DataError: nothing there, not of this form, or a class is not one of ``classes``.
+    """
+
+    def create(paths: list[Path]) -> Source:
+        found = tars_in(paths)
+        if found:
+            return Tars(found, "label" if labelled else "image", block)
+        if len(paths) > 1:
+            raise DataError(f"{paths[1]}: several folders; put :: between them")
+        return ImageFolder(paths[0]) if labelled else ImageFiles(paths[0])
+
+    source = join(os.fspath(text), create)
+    return source if classes is None else relabel(source, classes)
 
 
 def _class_folders(root: Path) -> list[str]:

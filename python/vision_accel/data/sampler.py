@@ -4,13 +4,15 @@
 Nothing here has a state, so a run continues from any step exactly, for any number of worker processes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+_BLOCKS = 32  # runs of neighbours whose samples are shuffled together
 
 
 class Stream(IntEnum):
@@ -22,6 +24,7 @@ class Stream(IntEnum):
     MIX = 3
     MODEL = 4
     TARGET = 5
+    PICK = 6
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
@@ -42,31 +45,88 @@ class Key(NamedTuple):
 
 
 class Order:
-    """The endless sequence of training samples: a new permutation of ``size`` images in every epoch.
+    """The endless sequence of training samples: a new permutation of all samples in every epoch.
 
     Position p is a pure function of (seed, p). An epoch follows the last without a gap, so a batch may hold
-    the end of one and the start of the next, and no image is ever left out.
+    the end of one and the start of the next, and no sample is ever left out.
 
     Args:
-        size: number of images.
+        size: number of samples; of each source if there are several.
         seed: not negative.
-        repeats: repeated augmentation (Hoffer et al. 2019, arXiv:1901.09335): every image comes this many
+        repeats: repeated augmentation (Hoffer et al. 2019, arXiv:1901.09335): every sample comes this many
             times in a row, each time augmented differently.
+        weights: the share of each source, in any unit. An epoch still has as many samples as there are; each
+            source goes through permutations of its own, over epochs without a gap.
+        replace: draw every sample anew, so that one may come twice in an epoch.
+        block: only whole runs of so many neighbours are shuffled, and then the samples of 32 such runs
+            together, so that disks read forward. 0 shuffles all samples with each other.
     """
 
-    def __init__(self, size: int, seed: int, repeats: int = 1) -> None:
-        self.size, self.seed, self.repeats = size, seed, repeats
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        seed: int,
+        repeats: int = 1,
+        *,
+        weights: Sequence[float] = (),
+        replace: bool = False,
+        block: int = 0,
+    ) -> None:
+        self.sizes = (size,) if isinstance(size, int) else tuple(size)
+        self.size, self.seed, self.repeats = sum(self.sizes), seed, repeats
+        self.weights, self.replace, self.block = tuple(map(float, weights)), replace, block
+        if self.weights and (
+            len(self.weights) != len(self.sizes) or min(self.weights) < 0 or not any(weights)
+        ):
+            raise ValueError(f"one weight for each of {len(self.sizes)} sources, got {list(weights)}")
 
     def __getitem__(self, position: int) -> Key:
         image, draw = divmod(position, self.repeats)
         epoch, offset = divmod(image, self.size)
-        return Key(epoch, int(_permutation(self.size, self.seed, epoch)[offset]), draw)
+        if not self.weights and not self.replace:
+            order = _permutation(self.size, self.block, self.seed, Stream.ORDER, epoch)
+        else:
+            order = _mixture(self.sizes, self.weights, self.replace, self.block, self.seed, epoch)
+            draw += offset * self.repeats  # the same sample may come again in this epoch
+        return Key(epoch, int(order[offset]), draw)
 
 
 @lru_cache(maxsize=2)
-def _permutation(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
+def _mixture(
+    sizes: tuple[int, ...], weights: tuple[float, ...], replace: bool, block: int, seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """The samples of one epoch where sources have weights, or where samples are drawn anew."""
+    total = sum(sizes)
+    exact = np.array(weights or sizes, np.float64)
+    exact *= total / exact.sum()
+    counts = np.floor(exact).astype(np.int64)
+    counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
+    turns = np.repeat(np.arange(len(sizes)), counts)[_permutation(total, 0, seed, Stream.ORDER, epoch)]
+    out = np.empty(total, np.int64)
+    start = 0
+    for source, (size, count) in enumerate(zip(sizes, counts.tolist(), strict=True)):
+        if replace:
+            own = _bits(seed, Stream.PICK, source, epoch).random_raw(count) % np.uint64(max(size, 1))
+        else:
+            first, last = epoch * count, (epoch + 1) * count
+            passes = range(first // size, -(-last // size))
+            orders = [_permutation(size, block, seed, Stream.PICK, source, e) for e in passes]
+            own = np.concatenate([*orders, np.empty(0, np.int64)])[first - passes.start * size :][:count]
+        out[turns == source] = start + own.astype(np.int64)
+        start += size
+    return out
+
+
+@lru_cache(maxsize=2)
+def _permutation(size: int, block: int, seed: int, stream: Stream, *key: int) -> NDArray[np.int64]:
     # Sorting raw bits, because numpy keeps these the same between versions and shuffle() is free to change.
-    return np.argsort(_bits(seed, Stream.ORDER, epoch).random_raw(size), kind="stable")
+    bits = _bits(seed, stream, *key)
+    if block <= 0:
+        return np.argsort(bits.random_raw(size), kind="stable")
+    blocks = np.argsort(bits.random_raw(-(-size // block)), kind="stable")
+    order = (blocks[:, None] * block + np.arange(block)).ravel()
+    order = order[order < size]
+    return order[np.lexsort((bits.random_raw(size), np.arange(size) // (_BLOCKS * block)))]
 
 
 class BatchPlan:

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_BYTES = 1 << 28  # of an encoded image
 
 
@@ -74,6 +75,11 @@ def check_size(size: int) -> None:
     """SampleError for a file that is too large to be an image."""
     if size > MAX_BYTES:
         raise SampleError(f"the file is larger than {MAX_BYTES >> 20} MiB")
+
+
+def lines(text: str) -> tuple[str, ...]:
+    """The lines of a text that are not empty."""
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 class Joined:

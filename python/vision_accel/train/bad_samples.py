@@ -15,7 +15,7 @@ class BadSamples:
         world: the processes.
         run_dir: where files are named; None but in the leading process.
         options: name the folder and the limit.
-        size: number of training images.
+        size: number of training images, those that cannot be read included.
     """
 
     def __init__(self, world: World, run_dir: RunDir | None, options: DataOptions, size: int) -> None:

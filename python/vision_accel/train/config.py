@@ -23,9 +23,18 @@ class DataOptions:
     """What to train on."""
 
     train: str = ""
-    """Folder with one folder of images per class."""
+    """Folder with one folder of images per class, or webdataset tars: files, a folder of them or a pattern
+    such as data/{000..012}.tar; several sources with :: between them."""
     val: str = ""
-    """Folder of the same form to evaluate on; none if empty."""
+    """The same to evaluate on; none if empty."""
+    weights: tuple[float, ...] = ()
+    """Share of each source of data.train in every epoch, in any unit; in proportion to their sizes if not
+    set."""
+    resample: bool = False
+    """Draw every sample anew (with replacement) instead of going through all of them."""
+    shuffle_block: int = 0
+    """For tars on slow disks: shuffle runs of so many neighbours, such as 256, read forward; 0 shuffles all
+    samples with each other."""
     batch_size: int = 256
     """Images per optimiser step, over all processes and micro-batches."""
     eval_batch_size: int = 64
@@ -41,6 +50,8 @@ class DataOptions:
     """Repeated augmentation: how many differently augmented copies of an image stand in a row."""
     max_bad_fraction: float = 0.05
     """Share of the images that may be unreadable before the run stops."""
+    log_samples: bool = False
+    """Write the names of the samples of every step to samples.RANK.jsonl in the run directory."""
 
 
 @dataclass
@@ -247,6 +258,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "data.workers": (0, None),
     "data.worker_timeout": (0, None),
     "data.repeats": (1, None),
+    "data.shuffle_block": (0, None),
     "data.max_bad_fraction": (0, 1),
     "model.drop_path": (0, 0.999),
     "model.patch_dropout": (0, 0.999),

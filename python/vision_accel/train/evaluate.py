@@ -13,9 +13,9 @@ from torch import nn
 
 import vision_accel as va
 from vision_accel import ops
-from vision_accel.data.folder import ImageFolder, too_many_bad
+from vision_accel.data.folder import open_images, too_many_bad
 from vision_accel.data.loader import EvalImages, EvalTransform, Loader, collate_eval, worker_error
-from vision_accel.data.source import BadSample, DataError
+from vision_accel.data.source import BadSample, DataError, Source, relabel
 from vision_accel.models.device import choose_device
 from vision_accel.train.distributed import World
 
@@ -51,8 +51,9 @@ def evaluate(
 
     Args:
         model: a model with ``.preprocess``, or what ``va.load`` takes.
-        folder: one folder of images per class; where the model knows names for its labels and the folder's
-            are among them, they are matched by name, otherwise the sorted names are labels 0, 1, ...
+        folder: one folder of images per class, or tars; where the model knows names for its labels and
+            the folder's are among them, they are matched by name, otherwise the sorted names are labels
+            0, 1, ...
         batch_size: images per forward pass.
         workers: processes that decode images.
         precision: fp32, bf16 or fp16 (autocast).
@@ -71,7 +72,7 @@ def evaluate(
         raise DataError("the model does not say how images are prepared for it; set model.preprocess")
     result = evaluate_folder(
         classifier,
-        _labelled(classifier, ImageFolder(folder)),
+        labelled(classifier, folder),
         transform,
         world=World(next(classifier.parameters()).device),
         batch_size=batch_size,
@@ -83,23 +84,23 @@ def evaluate(
     return result
 
 
-def _labelled(model: nn.Module, folder: ImageFolder) -> ImageFolder:
-    """The folder with the model's label numbers."""
+def labelled(model: nn.Module, folder: str | os.PathLike[str]) -> Source:
+    """The images with the model's label numbers."""
+    source = open_images(folder)
     names: dict[int, str] = getattr(model, "labels", None) or {}
     config: Any = model.config
     count: int = config.num_classes
-    if names and set(folder.classes) <= set(names.values()):
-        return ImageFolder(folder.root, [names.get(i, "") for i in range(count)])
-    if len(folder.classes) != count:
-        raise DataError(
-            f"{folder.root}: {len(folder.classes)} class folders, but the model has {count} classes"
-        )
-    return folder
+    if names and set(source.classes) <= set(names.values()):
+        return relabel(source, [names.get(i, "") for i in range(count)])
+    numbers = source.classes == tuple(map(str, range(len(source.classes))))
+    if len(source.classes) != count and not (numbers and len(source.classes) < count):
+        raise DataError(f"{source.root}: {len(source.classes)} classes, but the model has {count}")
+    return source
 
 
 def evaluate_folder(
     model: nn.Module,
-    folder: ImageFolder,
+    folder: Source,
     transform: EvalTransform,
     *,
     world: World,

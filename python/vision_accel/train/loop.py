@@ -18,15 +18,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vision_accel import ops
 from vision_accel.data.loader import Loader, worker_error
-from vision_accel.data.sampler import BatchPlan, Order, Stream, generator
+from vision_accel.data.sampler import Stream, generator
 from vision_accel.train import checkpoint, optim, sharding
-from vision_accel.train.bad_samples import BadSamples
 from vision_accel.train.checkpoint import Checkpoint
 from vision_accel.train.config import Config
 from vision_accel.train.distributed import World, join
 from vision_accel.train.ema import Ema
-from vision_accel.train.errors import CheckpointError, ConfigError, TrainingError
+from vision_accel.train.errors import CheckpointError, TrainingError
 from vision_accel.train.evaluate import autocast
+from vision_accel.train.feed import Feed
 from vision_accel.train.joined import joined_backward
 from vision_accel.train.run_dir import RunDir
 from vision_accel.train.scaler import LossScaler
@@ -105,15 +105,14 @@ class _Run:
         self.optimizer = optim.create_optimizer(self.model, config.optim)
         self.scaler = LossScaler(enabled=options.precision == "fp16")
 
-        self.samples = task.samples
-        self.size: int = len(self.samples)  # type: ignore[arg-type]
+        self.feed = Feed(config, task, world, self.dir)
+        self.size = self.feed.size
         batch = config.data.batch_size
         self.total = options.steps or max(1, math.ceil(options.epochs * self.size / batch))
         self.step = self.skipped = self.skipped_in_row = 0
         self.evaluated = self.saved = 0  # the step at which this was last done
         self.best: float | None = None
         self.metrics: dict[str, Any] = {}
-        self.bad = BadSamples(world, self.dir, config.data, self.size)
         self.window = Window()
         self.drawn = time.monotonic()
 
@@ -127,29 +126,7 @@ class _Run:
     # The loop.
 
     def run(self) -> RunResult:
-        data, options = self.config.data, self.config.train
-        order = Order(self.size, options.seed, data.repeats)
-        try:
-            plan = BatchPlan(
-                order,
-                data.batch_size,
-                self.step,
-                self.total,
-                options.accumulate,
-                self.world.rank,
-                self.world.size,
-            )
-        except ValueError as e:
-            raise ConfigError(f"data.batch_size: {e}") from e
-        loader = Loader(
-            self.samples,
-            plan,
-            self.task.collate,
-            workers=self.config.worker_count(),
-            start_method=data.start_method,
-            timeout=data.worker_timeout,
-            pin_memory=self.world.device.type == "cuda",
-        )
+        loader = self.feed.loader(self.step, self.total)
         # None: tqdm is silent where the output is not a terminal.
         bar = tqdm(
             total=self.total, initial=self.step, unit="step", disable=None if self.world.leads else True
@@ -192,11 +169,11 @@ class _Run:
             group["lr"] = lr * group["lr_scale"]
         losses = []
         if options.accumulate > 1 and isinstance(self.task, JoinedTask):
-            batches = [self._next(loader) for _ in range(options.accumulate)]
+            batches = [self.feed.next(loader, self.step) for _ in range(options.accumulate)]
             losses.append(self._joined_backward(self.task, batches))
         else:
             for m in range(options.accumulate):
-                tensors = self._next(loader)
+                tensors = self.feed.next(loader, self.step)
                 with self._unsynced(m < options.accumulate - 1):
                     losses.append(self._backward(tensors, m * self.world.size + self.world.rank))
 
@@ -222,11 +199,6 @@ class _Run:
                 f" skipped (learning rate {lr:.3g}, loss {float(losses[-1]):.3g}, loss scale"
                 f" {self.scaler.scale:g}); the last checkpoint is of step {self.saved}"
             )
-
-    def _next(self, loader: Loader) -> dict[str, Tensor]:
-        batch = next(loader)
-        self.bad.note(batch.bad)
-        return {k: v.to(self.world.device, non_blocking=True) for k, v in batch.tensors.items()}
 
     def _joined_backward(self, task: JoinedTask, batches: list[dict[str, Tensor]]) -> Tensor:
         options = self.config.train
@@ -276,14 +248,14 @@ class _Run:
             metrics=self.metrics,
             best=self.best,
             skipped_steps=self.skipped,
-            bad_samples=len(self.bad.errors),
+            bad_samples=len(self.feed.bad.errors),
             stopped_by=self.stop.name,
         )
 
     # What happens between steps.
 
     def _log(self) -> None:
-        self.bad.share()
+        self.feed.bad.share()
         window, self.window = self.window, Window()
         loss, count = self.world.sum([*window.loss()])
         if self.dir is None:
@@ -330,7 +302,7 @@ class _Run:
             self.dir.export(lambda folder: self.task.export(model, folder))
 
     def _save(self) -> None:
-        self.bad.share()
+        self.feed.bad.share()
         self.saved = self.step
         state = self._checkpoint()
         if self.dir is None:
@@ -366,7 +338,7 @@ class _Run:
             for change in self.dir.changes:
                 _log.warning("resumed with another option: %s", change)
             self.dir.continue_from(step)
-        self.bad.continue_run()
+        self.feed.continue_from(step)
         if not step:
             _log.warning("%s: no checkpoint to resume from; starting from the beginning", folder)
             return

@@ -28,6 +28,7 @@ class RunDir:
         metrics.jsonl        one JSON object per line
         curves.png           loss, learning rate and accuracy
         bad_samples.jsonl    files that could not be read
+        samples.RANK.jsonl   names of the samples of every step, with data.log_samples
         checkpoints/step_N/  what --resume needs
         LATEST               name of the newest checkpoint
         model/               the finished model, for va.load
@@ -64,27 +65,27 @@ class RunDir:
 
     def continue_from(self, step: int) -> None:
         """Drop metrics of later steps, which the resumed run writes again, and lines that a kill cut off."""
-        _rewrite(self._metrics, [r for r in self.metrics() if r.get("step", 0) <= step])
-        _rewrite(self._bad, _lines(self._bad))
+        rewrite(self._metrics, [r for r in self.metrics() if r.get("step", 0) <= step])
+        rewrite(self._bad, read_lines(self._bad))
 
     def log(self, record: Record) -> None:
         """Add a line of metrics; values that JSON has no number for become null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        _append(self._metrics, [clean])
+        append(self._metrics, [clean])
         for reporter in self._reporters:
             reporter.log(clean)
 
     def metrics(self) -> list[Record]:
         """All lines so far; a line that was cut off by a kill is left out."""
-        return list(_lines(self._metrics))
+        return list(read_lines(self._metrics))
 
     def add_bad(self, samples: Iterable[BadSample]) -> None:
         """Name files that could not be read."""
-        _append(self._bad, [s._asdict() for s in samples])
+        append(self._bad, [s._asdict() for s in samples])
 
     def bad(self) -> list[BadSample]:
         """Files that could not be read so far."""
-        return [BadSample(line["file"], line["error"]) for line in _lines(self._bad)]
+        return [BadSample(line["file"], line["error"]) for line in read_lines(self._bad)]
 
     def export(self, write: Callable[[Path], object]) -> None:
         """Replace the finished model by what ``write`` puts into a new folder."""
@@ -121,19 +122,22 @@ def writing(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: cannot write: {e.strerror or e}") from e
 
 
-def _rewrite(path: Path, records: Iterable[Record]) -> None:
+def rewrite(path: Path, records: Iterable[Record]) -> None:
+    """Replace a file of JSON lines, if there is one."""
     if path.exists():
         with writing(path):
             checkpoint.write_atomically(path, "".join(json.dumps(r) + "\n" for r in records))
 
 
-def _append(path: Path, records: Iterable[Record]) -> None:
+def append(path: Path, records: Iterable[Record]) -> None:
+    """Add JSON lines."""
     text = "".join(json.dumps(r) + "\n" for r in records)
     with writing(path), path.open("a", encoding="utf-8") as f:
         f.write(text)
 
 
-def _lines(path: Path) -> Iterator[Record]:
+def read_lines(path: Path) -> Iterator[Record]:
+    """The JSON lines of a file; one that was cut off by a kill is left out."""
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(json.JSONDecodeError):

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils.data import Dataset
 
 import vision_accel as va
-from vision_accel.data.folder import ImageFiles, too_many_bad
+from vision_accel.data.folder import open_images, too_many_bad
 from vision_accel.data.loader import (
     Batch,
     EvalImages,
@@ -117,14 +117,14 @@ class Autoencode:
         if o.perceptual_weights and not Path(o.perceptual_weights).is_file():
             raise ConfigError(f"autoencode.perceptual_weights: no such file: {o.perceptual_weights}")
         self.config, self.world = config, world
-        self.files = ImageFiles(config.data.train)
-        self.val = ImageFiles(config.data.val) if config.data.val else None
+        self.source = open_images(config.data.train, labelled=False, block=config.data.shuffle_block)
+        self.val = open_images(config.data.val, labelled=False) if config.data.val else None
 
     @property
     def samples(self) -> Dataset[Sample]:
         """Augmented images; the size must be known by then."""
         transform = self.config.augment.transform(self.preprocess)
-        return TrainImages(self.files, transform, self.config.train.seed)
+        return TrainImages(self.source, transform, self.config.train.seed)
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Stack images."""

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 import vision_accel as va
 from vision_accel import ops
-from vision_accel.data.folder import ImageFolder
+from vision_accel.data.folder import open_images
 from vision_accel.data.loader import Batch, Sample, TrainImages, collate_train
 from vision_accel.data.mix import mix
 from vision_accel.data.preprocess import Preprocess
@@ -36,18 +36,18 @@ class Classify:
 
     def __init__(self, config: Config, world: World) -> None:
         if not config.data.train:
-            raise ConfigError("data.train: name a folder with one folder of images per class")
+            raise ConfigError("data.train: name a folder with one folder of images per class, or tars")
         self.config, self.world = config, world
-        self.folder = ImageFolder(config.data.train)
-        self.val = ImageFolder(config.data.val, self.folder.classes) if config.data.val else None
-        if len(self.folder.classes) < 2:
-            raise ConfigError(f"data.train: {self.folder.root} has one class; there is nothing to tell apart")
+        self.source = open_images(config.data.train, block=config.data.shuffle_block)
+        self.val = open_images(config.data.val, self.source.classes) if config.data.val else None
+        if len(self.source.classes) < 2:
+            raise ConfigError(f"data.train: {self.source.root} has one class; there is nothing to tell apart")
 
     @property
     def samples(self) -> Dataset[Sample]:
         """Augmented images of the training folder; the model's preprocessing must be known by then."""
         transform = self.config.augment.transform(self.preprocess)
-        return TrainImages(self.folder, transform, self.config.train.seed)
+        return TrainImages(self.source, transform, self.config.train.seed)
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Stack images and labels."""
@@ -57,7 +57,7 @@ class Classify:
         """A new model, or one from a checkpoint with its head and position embeddings made to fit."""
         options = self.config.model
         settings: dict[str, Any] = dict(options.overrides)
-        settings.update(num_classes=len(self.folder.classes))
+        settings.update(num_classes=len(self.source.classes))
         settings.update(drop_path_rate=options.drop_path, patch_drop_rate=options.patch_dropout)
         if options.img_size is not None:
             settings["img_size"] = options.img_size
@@ -73,7 +73,7 @@ class Classify:
             resize: Literal["shortest", "squash"] = "shortest" if h == w else "squash"  # hf has both
             model.preprocess = Preprocess(size=(h, w), resize=resize, crop_offset="floor")
         self.preprocess: Preprocess = model.preprocess
-        model.labels = dict(enumerate(self.folder.classes))
+        model.labels = dict(enumerate(self.source.classes))
         if options.checkpoint_activations:
             model.set_grad_checkpointing()
         return cast(nn.Module, model)
@@ -86,7 +86,7 @@ class Classify:
             images, target = mix(
                 images,
                 target,
-                len(self.folder.classes),
+                len(self.source.classes),
                 rng,
                 mixup=options.mixup,
                 cutmix=options.cutmix,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import vision_accel as va
-from vision_accel.data.captions import Captions
-from vision_accel.data.folder import ImageFolder
+from vision_accel.data.captions import open_captions
+from vision_accel.data.folder import open_images
 from vision_accel.data.loader import (
     Batch,
     EvalImages,
@@ -64,11 +64,9 @@ class Contrastive:
             raise ConfigError("data.train: name captioned pictures: a folder, .csv, .tsv or .tar")
         self.config, self.world = config, world
         columns = (options.image_column, options.caption_column)
-        self.captions = Captions(data.train, *columns)
-        self.val = Captions(data.val, *columns) if data.val else None
-        self.folder = ImageFolder(options.zero_shot) if options.zero_shot else None
-        if self.captions.skipped and world.leads:
-            _log.warning("%s: %d halves of pairs are left out", data.train, self.captions.skipped)
+        self.source = open_captions(data.train, *columns, block=data.shuffle_block)
+        self.val = open_captions(data.val, *columns) if data.val else None
+        self.folder = open_images(options.zero_shot) if options.zero_shot else None
         self.best = "eval_mean_recall" if self.val is not None else "eval_zero_shot_top1"
 
     @property
@@ -76,7 +74,7 @@ class Contrastive:
         """Augmented pictures and token ids."""
         transform = self.config.augment.transform(self.model.preprocess)
         target = TokenIds(self.model.tokenizer)
-        return TrainImages(self.captions, transform, self.config.train.seed, target)
+        return TrainImages(self.source, transform, self.config.train.seed, target)
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Stack pictures and ids."""
@@ -95,7 +93,7 @@ class Contrastive:
             else:
                 tokenizer = None
                 if own.vocab_size:
-                    texts = (c for i in range(len(self.captions)) for c in self.captions.captions(i))
+                    texts = (c for i in range(len(self.source)) for c in self.source.captions(i))
                     length = int(settings.get("context_length", settings.get("text.context_length", 0)))
                     tokenizer = Tokenizer.train(texts, own.vocab_size, length or 77)
                     settings["text.vocab_size"] = tokenizer.vocab_size
