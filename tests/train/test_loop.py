@@ -344,7 +344,7 @@ def test_too_many_unreadable_images_stop_the_run(small_run, workers):
     ("group", "option", "value", "error", "message"),
     [
         ("data", "train", "", ConfigError, "data.train: name a folder"),
-        ("data", "train", "/nowhere", DataError, "/nowhere: cannot read the image folder"),
+        ("data", "train", "/nowhere", DataError, "/nowhere: no such file or folder"),
         ("data", "batch_size", 7, ConfigError, "batch size 7 cannot be cut into 2 micro-batches"),
         ("model", "name", "vit_tinny_patch16_224", ConfigError, "did you mean"),
         ("model", "overrides", {"embed_dims": 3}, ConfigError, "embed_dims"),
@@ -386,5 +386,5 @@ def test_validation_folder_with_another_class(small_run, image_root, tmp_path):
     shutil.copytree(image_root / "val", tmp_path / "val")
     (tmp_path / "val/red").rename(tmp_path / "val/pink")
     small_run.data.val = str(tmp_path / "val")
-    with pytest.raises(DataError, match="class folder 'pink' is not one of the 3 classes"):
+    with pytest.raises(DataError, match="class 'pink' is not one of the 3 classes"):
         fit(small_run)

@@ -179,6 +179,8 @@ def _braces(pattern: str) -> Iterator[str]:
     if match is None or Path(pattern).exists():
         yield pattern
         return
+    if re.search(r"\{[^{}]*\{", pattern):
+        raise DataError(f"{pattern}: braces inside braces are not supported")
     inside, choices = match[1], match[1].split(",")
     limits = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
     if limits is not None:

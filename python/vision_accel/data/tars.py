@@ -101,9 +101,11 @@ def _samples(
         while True:
             try:
                 member = tar.next()
-            except tarfile.ReadError:  # the last file's bytes are missing; it has been seen
-                if size == 0 or not key:
+            except tarfile.ReadError:  # the last file, which has been seen, is not whole
+                if not key:
                     raise
+                if whole:
+                    problems.append(BadSample(f"(byte {size})", "the tar is cut off here"))
                 break
             if member is None:
                 problems += _end(file, path, tar.offset, size)
@@ -183,7 +185,8 @@ def load_index(tar: Path) -> TarIndex | None:
         status = tar.stat()
         if path.stat().st_mtime_ns < status.st_mtime_ns:
             return None
-        with np.load(path, allow_pickle=False) as arrays:
+        # np.load leaves a file that it cannot read open when it is given a path.
+        with path.open("rb") as f, np.load(f, allow_pickle=False) as arrays:
             if arrays["version"].tolist() != [_VERSION, status.st_size]:
                 return None
             problems = tuple(BadSample(*p) for p in json.loads(arrays["problems"].tobytes()))
