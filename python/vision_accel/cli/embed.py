@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
@@ -13,6 +12,8 @@ import vision_accel as va
 from vision_accel.cli import SOME_IMAGES_BAD
 from vision_accel.cli._images import Placed, complain, find, progress, read_lines
 from vision_accel.cli._options import parse
+
+_TEXTS = 1024  # embedded at a time
 
 
 @dataclass
@@ -45,14 +46,13 @@ class Embed(Placed):
 def run(argv: list[str]) -> int:
     """Run the command."""
     options = parse(Embed, argv, "vision-accel embed")
-    if options.output.suffix not in {".npz", ".npy", ".safetensors"}:
+    if options.output.suffix not in va.infer.features.ENDINGS:
         raise ValueError(f"--output: must end in .npz, .npy or .safetensors, got {options.output}")
     if options.texts_file is not None:
         return _embed_texts(options)
     paths = find(options.images)
     bad = 0
-    sources, rows = [], []
-    with va.infer.replacing(options.output):  # an unwritable place is known before the work
+    with va.infer.writing_features(options.output) as file:  # an unwritable place is known before the work
         model = options.load(options.model)
         results = va.infer.iter_embed(
             model,
@@ -66,13 +66,10 @@ def run(argv: list[str]) -> int:
         for result in progress(results, len(paths)):
             bad += complain(result.source, result.error)
             if result.features is not None:
-                sources.append(result.source)
-                rows.append(result.features.numpy())
-        if not rows:
+                file.add(result.source, result.features.numpy())
+        if not file.sources:
             raise ValueError(f"none of the {len(paths)} images could be read")
-        features = np.stack(rows)
-    va.infer.write_features(options.output, features, sources)
-    print(f"{options.output}: features {list(features.shape)}")
+    print(f"{options.output}: features {list(file.shape)}")
     return SOME_IMAGES_BAD if bad else 0
 
 
@@ -82,8 +79,11 @@ def _embed_texts(options: Embed) -> int:
     texts = read_lines(options.texts_file)
     if not texts:
         raise ValueError(f"{options.texts_file}: has no lines")
-    model = options.load(options.model)
-    features = va.embed_text(model, texts, normalize=options.normalize).numpy()
-    va.infer.write_features(options.output, features, texts)
-    print(f"{options.output}: features {list(features.shape)}")
+    with va.infer.writing_features(options.output) as file:
+        model = options.load(options.model)
+        for i in range(0, len(texts), _TEXTS):
+            some = texts[i : i + _TEXTS]
+            for text, row in zip(some, va.embed_text(model, some, normalize=options.normalize), strict=True):
+                file.add(text, row.numpy())
+    print(f"{options.output}: features {list(file.shape)}")
     return 0

@@ -6,6 +6,7 @@ from vision_accel.infer._output import replacing
 from vision_accel.infer.classify import Classification, Prediction, classify, iter_classify
 from vision_accel.infer.confusion import draw_confusion
 from vision_accel.infer.embed import Embedding, embed, iter_embed
+from vision_accel.infer.features import FeatureWriter, writing_features
 from vision_accel.infer.reconstruct import (
     Reconstruction,
     draw_pairs,
@@ -15,7 +16,7 @@ from vision_accel.infer.reconstruct import (
     save_latents,
 )
 from vision_accel.infer.report import HtmlReport, draw_grid
-from vision_accel.infer.search import Hit, Index, search, write_features
+from vision_accel.infer.search import Hit, Index, search
 from vision_accel.infer.zero_shot import (
     embed_text,
     iter_zero_shot,
@@ -27,6 +28,7 @@ from vision_accel.infer.zero_shot import (
 __all__ = [
     "Classification",
     "Embedding",
+    "FeatureWriter",
     "Hit",
     "HtmlReport",
     "Images",
@@ -50,7 +52,7 @@ __all__ = [
     "save_latents",
     "search",
     "similarity",
-    "write_features",
+    "writing_features",
     "zero_shot",
     "zero_shot_classifier",
 ]

@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as safetensors_bytes
 from torch import Tensor
 
-from vision_accel.infer._output import replacing
 from vision_accel.infer.embed import embed
+from vision_accel.infer.features import writing_features
 from vision_accel.infer.zero_shot import embed_text
 
 _ROWS = 65536  # of the index that are compared at a time
@@ -51,7 +49,9 @@ class Index:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it: ``.npz`` or ``.safetensors``, or ``.npy`` with the names in a ``.txt`` beside it."""
-        write_features(path, self.features.numpy(), self.sources)
+        with writing_features(path) as file:
+            for source, row in zip(self.sources, self.features.numpy(), strict=True):
+                file.add(source, row)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Index":
@@ -94,20 +94,6 @@ class Index:
             pairs = zip(places.tolist(), values.tolist(), strict=True)
             found.append([Hit(self.sources[i], v) for i, v in pairs if v > -2])
         return found
-
-
-def write_features(path: str | os.PathLike[str], features: NDArray[Any], sources: list[str]) -> None:
-    """Write features and sources in the format that the ending of ``path`` names."""
-    path = Path(path)
-    with replacing(path) as file:
-        if path.suffix == ".safetensors":
-            file.write(safetensors_bytes({"features": features}, {"sources": json.dumps(sources)}))
-        elif path.suffix == ".npy":
-            np.save(file, features)
-            with replacing(path.with_suffix(".txt")) as names:
-                names.write("".join(f"{s}\n" for s in sources).encode())
-        else:
-            np.savez(file, features=features, sources=np.array(sources))
 
 
 def search(
