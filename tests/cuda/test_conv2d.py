@@ -64,7 +64,12 @@ def test_upsample_conv2d(shape, dtype):
 def test_strided_and_misaligned_images():
     base = torch.randn(2, 16, 17, 65).half()
     _, w, b = case(1, 1, 1, 32, 24, 3, torch.float16)
-    for x in (base[:, ::2, :, :32], base[..., 1:33], base.transpose(1, 2)[..., 8:40], base[..., ::2][..., :32]):
+    for x in (
+        base[:, ::2, :, :32],
+        base[..., 1:33],
+        base.transpose(1, 2)[..., 8:40],
+        base[..., ::2][..., :32],
+    ):
         check((x, w, b), padding=1)
 
 

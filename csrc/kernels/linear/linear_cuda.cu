@@ -144,7 +144,15 @@ void cut_k(Gemm& g) {
   g.splits = static_cast<int>(blocks(g.k, g.chunk));
 }
 
-void run(Gemm g, void* scratch, int64_t bytes, Stream stream) {
+Gemm weight_gradient(DType dtype, int64_t rows, int64_t n, int64_t k) {
+  Gemm g{dtype, n, k, rows, {}, {}, {}};
+  cut_k(g);
+  return g;
+}
+
+}  // namespace
+
+void linear_gemm::run_product(Gemm g, void* scratch, int64_t bytes, Stream stream) {
   if (g.m == 0 || g.n == 0) return;
   if constexpr (kHasTensorCores) {
     if (run_tensor_cores(g, scratch, bytes, stream)) return;
@@ -153,14 +161,6 @@ void run(Gemm g, void* scratch, int64_t bytes, Stream stream) {
   run_generic(g, stream);
   if (g.splits > 1) join_splits(g, stream);
 }
-
-Gemm weight_gradient(DType dtype, int64_t rows, int64_t n, int64_t k) {
-  Gemm g{dtype, n, k, rows, {}, {}, {}};
-  cut_k(g);
-  return g;
-}
-
-}  // namespace
 
 int64_t cuda::linear_workspace(DType dtype, int64_t rows, int64_t n, int64_t k, bool sums, bool dweight) {
   const int64_t size = dtype == DType::f64 ? 8 : 4;
@@ -182,7 +182,7 @@ void cuda::linear_forward(const LinearForward& a, Stream stream) {
   e.wide = a.y.dtype != a.x.dtype;
   e.wide_scale = a.scale.defined() && a.scale.dtype != a.x.dtype;
   e.vectors = can_use_vectors(n, a.x.dtype, {&a.bias, &a.scale, &a.residual, &a.y, &a.z});
-  run(g, nullptr, 0, stream);
+  run_product(g, nullptr, 0, stream);
 }
 
 void cuda::linear_backward(const LinearBackward& a, Stream stream) {
@@ -227,7 +227,7 @@ void cuda::linear_backward(const LinearBackward& a, Stream stream) {
     e.input = a.input.data, e.input_row = a.input.strides[0];
     if (a.input.defined()) e.activation = a.input_activation;
     e.vectors = can_use_vectors(g.n, dz.dtype, {&a.dx, &a.input});
-    run(g, nullptr, 0, stream);
+    run_product(g, nullptr, 0, stream);
   }
   if (a.dweight.defined()) {
     Gemm g = weight_gradient(dz.dtype, m, n, a.dweight.sizes[1]);
@@ -235,7 +235,7 @@ void cuda::linear_backward(const LinearBackward& a, Stream stream) {
     g.tf32 = a.tf32, g.deterministic = a.deterministic;
     g.epilogue.y = a.dweight.data, g.epilogue.y_row = a.dweight.strides[0];
     g.epilogue.vectors = can_use_vectors(g.n, dz.dtype, {&a.dweight});
-    run(g, scratch, bytes, stream);
+    run_product(g, scratch, bytes, stream);
   }
 }
 
