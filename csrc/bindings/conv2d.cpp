@@ -38,6 +38,15 @@ void register_conv2d(pybind11::module_& m) {
       },
       arg("dy"), arg("k"));
   m.def(
+      "conv2d_winograd",
+      [](T x, T packed, T bias, T residual, T y, const std::string& activation, Sizes padding,
+         bool upsample) {
+        conv2d_winograd({x, packed, bias, residual, y, parse_activation(activation, "conv2d: activation"),
+                         padding[0], padding[1], upsample});
+      },
+      arg("x"), arg("packed"), arg("bias"), arg("residual"), arg("y"), arg("activation"), arg("padding"),
+      arg("upsample"), NoGil());
+  m.def(
       "conv2d_backward_weight",
       [](T dy, T x, T dweight, T workspace, Sizes kernel, int64_t stride, Sizes padding, Stream stream) {
         conv2d_backward_weight(

@@ -25,6 +25,7 @@ __all__: list[str] = [
     "contrastive_loss_workspace",
     "conv2d_backward_weight",
     "conv2d_forward",
+    "conv2d_winograd",
     "conv2d_workspace",
     "cross_entropy_backward",
     "cross_entropy_forward",
@@ -160,6 +161,16 @@ def conv2d_forward(
     dilation: int,
     padding: typing.Annotated[collections.abc.Sequence[int], "FixedSize(2)"],
     stream: int,
+) -> None: ...
+def conv2d_winograd(
+    x: Tensor | None,
+    packed: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    y: Tensor | None,
+    activation: str,
+    padding: typing.Annotated[collections.abc.Sequence[int], "FixedSize(2)"],
+    upsample: bool,
 ) -> None: ...
 def conv2d_workspace(dy: Tensor | None, k: int) -> int: ...
 def cross_entropy_backward(

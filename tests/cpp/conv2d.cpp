@@ -44,7 +44,48 @@ void run(int64_t B, int64_t h, int64_t w, int64_t C, int64_t N, const Window& wi
   check_close("conv2d dweight", dweight, want_dw);
 }
 
+// Against conv2d_forward; the transformed weight is made here, from its definition.
+void run_winograd(int64_t h, int64_t w, int64_t C, int64_t N, bool upsample) {
+  const double same[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
+  const double twice[3][3] = {{1, 0, 0}, {1, 1, 1}, {0, 0, 1}};
+  const int64_t points = upsample ? 3 : 4, scale = upsample ? 2 : 1, v = scale * h, u = scale * w;
+  const auto x = random<float>({2, h, w, C}), bias = random<float>({N}), weight = random<float>({N, 9 * C});
+  Array<float> large({2, v, u, C}), y({2, v, u, N}), want({2, v, u, N}), point({N, C});
+  for (int64_t i = 0; i < 2 * v * u * C; ++i) {
+    const int64_t c = i % C, col = i / C % u, row = i / C / u % v, b = i / C / u / v;
+    large.data[static_cast<size_t>(i)] =
+        static_cast<float>(x[((b * h + row / scale) * w + col / scale) * C + c]);
+  }
+  const int64_t numel = linear_packed_numel(point.view);
+  Array<float> packed({points * points, numel});
+  for (int64_t i = 0; i < points * points; ++i) {
+    for (int64_t nc = 0; nc < N * C; ++nc) {
+      double sum = 0;
+      for (int64_t tap = 0; tap < 9; ++tap) {
+        const auto& g = upsample ? twice : same;
+        sum += g[i / points][tap / 3] * g[i % points][tap % 3] * weight[nc / C * 9 * C + tap * C + nc % C];
+      }
+      point.data[static_cast<size_t>(nc)] = static_cast<float>(sum);
+    }
+    TensorView out = packed.view;
+    out.ndim = 1, out.sizes[0] = numel, out.strides[0] = 1;
+    out.data = packed.data.data() + i * numel;
+    linear_pack(point.view, out);
+  }
+  conv2d_winograd({x.view, packed.view, bias.view, {}, y.view, Activation::silu, 1, 1, upsample});
+  conv2d_forward(
+      {large.view, weight.view, {}, bias.view, {}, want.view, Activation::silu, {3, 3, 1, 1, 1, 1}}, 0);
+  check_close("conv2d_winograd y", y, std::vector<double>(want.data.begin(), want.data.end()));
+}
+
 }  // namespace
+
+TEST(conv2d_winograd_matches) {
+  for (const bool upsample : {false, true}) {
+    run_winograd(5, 6, 3, 7, upsample);
+    run_winograd(3, 4, 50, 66, upsample);
+  }
+}
 
 TEST(conv2d_matches) {
   for_floats([](auto t) {

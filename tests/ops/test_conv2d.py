@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import gc
+import importlib
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from vision_accel.ops import _pack_cache
 from vision_accel.testing import reference
 from vision_accel.testing.compare import assert_accurate
 
+conv2d_module = importlib.import_module("vision_accel.ops.conv2d")
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
@@ -62,6 +64,54 @@ def test_matches_reference(isa, geometry, dtype):
 
 def test_several_blocks_in_every_direction(isa):
     check(case(1, 26, 17, 90, 140, 3), padding=1)
+
+
+# At least 32 channels on both sides: Winograd's algorithm.
+WINOGRAD = [
+    # b, h, w, c, n, padding
+    (2, 5, 7, 32, 70, 1),
+    (1, 1, 1, 40, 33, 1),
+    (1, 2, 9, 37, 64, (0, 1, 2, 1)),
+    (1, 3, 3, 33, 32, 0),
+    (1, 4, 3, 32, 40, (4, 0, 0, 5)),
+    (3, 24, 26, 400, 130, 1),  # several blocks of channels, panels and runs of tiles
+]
+
+
+@pytest.mark.parametrize("geometry", WINOGRAD, ids=str)
+def test_winograd_matches_reference(isa, geometry):
+    b, h, w, c, n, padding = geometry
+    x, weight, bias = args = case(b, h, w, c, n, 3)
+    check(args, grads=False, padding=padding)
+    check((x, weight, None), grads=False, padding=padding)
+    residual = torch.randn(reference.conv2d(*args, padding=padding).shape)
+    check((x.transpose(1, 2), weight, bias), grads=False, padding=1)
+    check((*args, "silu", residual), grads=False, padding=padding)
+    if padding == 1:
+        check((*args, "none", residual.transpose(1, 2).contiguous().transpose(1, 2)), False, padding=1)
+        assert_accurate(ops.upsample_conv2d, reference.upsample_conv2d, args, grads=False)
+
+
+def test_winograd_takes_fewer_products_but_not_while_a_weight_is_trained(monkeypatch):
+    x, w, b = case(1, 6, 6, 32, 32, 3)
+    calls = []
+    real = conv2d_module._C.conv2d_winograd
+    monkeypatch.setattr(conv2d_module._C, "conv2d_winograd", lambda *a: calls.append(a) or real(*a))
+    check((x, w, b), grads=False, padding=1)
+    assert len(calls) == 1
+    check((x, w.requires_grad_(), b), padding=1)
+    check((x.double(), w.double(), b.double()), grads=False, padding=1)
+    check((x[..., :31], w[:, :31], b), grads=False, padding=1)
+    assert len(calls) == 1
+
+
+def test_winograd_is_independent_of_the_batch_and_of_threads(isa):
+    x, w, b = case(3, 13, 11, 200, 70, 3)
+    y, *others = (with_threads(t, lambda: ops.conv2d(x, w, b, padding=1)) for t in (1, 2, 5))
+    assert all(torch.equal(y, other) for other in others)
+    assert torch.equal(y[1:2], ops.conv2d(x[1:2], w, b, padding=1))
+    up = ops.upsample_conv2d(x, w, b)
+    assert torch.equal(up[2:], with_threads(5, lambda: ops.upsample_conv2d(x[2:], w, b)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -138,7 +188,7 @@ def test_non_contiguous(isa):
 
 
 def test_an_image_is_independent_of_the_batch_and_of_threads(isa):
-    x, w, b = case(3, 13, 11, 40, 70, 3)
+    x, w, b = case(3, 13, 11, 30, 70, 3)
     dy = torch.randn(3, 13, 11, 70)
     results = []
     for threads in (1, 2):

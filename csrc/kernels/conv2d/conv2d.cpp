@@ -64,6 +64,35 @@ void conv2d_forward(const Conv2dForward& a, Stream stream) {
       [&] { cuda::conv2d_forward(a, stream); });
 }
 
+void conv2d_winograd(const Conv2dWinograd& a) {
+  const auto [batch, h, w, c] = a.x.shape<4>("conv2d: x");
+  const auto [yb, v, u, n] = a.y.shape<4>("conv2d: y");
+  check(!runs_on_gpu(a.x.device), "conv2d: Winograd's algorithm is for the CPU");
+  check_dtype(a.x, "conv2d: x", {DType::f32});
+  check_image(a.x, "conv2d: x", {batch, h, w, c});
+  check_image(a.y, "conv2d: y", {batch, a.upsample ? 2 * h : v, a.upsample ? 2 * w : u, n});
+  check_like(a.y, "conv2d: y", a.x);
+  TensorView point = a.x;
+  point.ndim = 2;
+  point.sizes[0] = n;
+  point.sizes[1] = c;
+  check_shape(a.packed, "conv2d: packed", {a.upsample ? 9 : 16, linear_packed_numel(point)});
+  check_like(a.packed, "conv2d: packed", a.x);
+  check_contiguous(a.packed, "conv2d: packed");
+  if (a.bias.defined()) {
+    check_shape(a.bias, "conv2d: bias", {n});
+    check_like(a.bias, "conv2d: bias", a.x);
+    check_contiguous(a.bias, "conv2d: bias");
+  }
+  if (a.residual.defined()) {
+    check_image(a.residual, "conv2d: residual", {batch, v, u, n});
+    check_like(a.residual, "conv2d: residual", a.x);
+  }
+  check(a.pad_top >= 0 && a.pad_left >= 0, "conv2d: padding must not be negative");
+  if (a.y.numel() == 0) return;
+  dispatch_device(a.x.device, "conv2d", [&](auto isa) { cpu::conv2d_winograd<isa()>(a); }, [] {});
+}
+
 void conv2d_backward_weight(const Conv2dBackwardWeight& a, Stream stream) {
   const auto [batch, v, u, n] = a.dy.shape<4>("conv2d: dy");
   const auto [xb, h, w, c] = a.x.shape<4>("conv2d: x");

@@ -4,6 +4,7 @@
 #include "core/dispatch.h"
 #include "kernels/common/activation_math.h"
 #include "kernels/common/gemm.h"
+#include "kernels/conv2d/winograd.h"
 
 namespace va {
 namespace VA_ISA {
@@ -181,6 +182,16 @@ void conv2d_forward<kIsa>(const Conv2dForward& a) {
       else
         VA_ISA::forward<S, compute_t<S>, act()>(a);
     });
+  });
+}
+
+template <>
+void conv2d_winograd<kIsa>(const Conv2dWinograd& a) {
+  dispatch_activation(a.activation, [&](auto act) {
+    if (a.upsample)
+      VA_ISA::Winograd<VA_ISA::TwiceSize>(a).template run<act()>();
+    else
+      VA_ISA::Winograd<VA_ISA::SameSize>(a).template run<act()>();
   });
 }
 

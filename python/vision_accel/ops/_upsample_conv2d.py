@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vision_accel import _C
+from vision_accel.ops import _winograd
 from vision_accel.ops._layout import statistics_dtype, stream_of
 from vision_accel.ops._register import register
 from vision_accel.ops.conv2d import (
@@ -85,6 +86,10 @@ def _upsample_out(x: Tensor, weight: Tensor) -> Tensor:
 def _upsample_run(x: Tensor, weight: Tensor, bias: Tensor | None, train: bool) -> Tensor:
     y = _upsample_out(x, weight)
     x = dense(x)
+    if _winograd.suits(x, weight, train):
+        _, points = pack(x, weight, train, "upsample_winograd", _winograd.twice_size)
+        _C.conv2d_winograd(x, points, bias, None, y, "none", (1, 1), True)
+        return y
     matrix, packed = pack(x, weight, train, "upsample_conv2d", _fold)
     for p in range(2):
         for q in range(2):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vision_accel import _C
-from vision_accel.ops import _pack_cache
+from vision_accel.ops import _pack_cache, _winograd
 from vision_accel.ops._layout import statistics_dtype, stream_of
 from vision_accel.ops._register import register
 from vision_accel.ops.activation import activation as activate
@@ -140,9 +140,13 @@ def _run(
     train: bool,
 ) -> Tensor:
     y = x.new_empty(_out_shape(x, weight, stride, pads), dtype=out_dtype)
-    matrix, packed = pack(x, weight, train)
     kernel, corner = (weight.shape[2], weight.shape[3]), (pads[0], pads[2])
     residual = None if residual is None else dense(residual)
+    if stride == 1 and _winograd.suits(x, weight, train):
+        _, points = pack(x, weight, train, "winograd", _winograd.same_size)
+        _C.conv2d_winograd(dense(x), points, bias, residual, y, activation, corner, False)
+        return y
+    matrix, packed = pack(x, weight, train)
     _C.conv2d_forward(
         dense(x), matrix, packed, bias, residual, y, activation, kernel, stride, 1, corner, stream_of(x)
     )

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Winograd's algorithm for 3 x 3 convolutions on the CPU: when it is taken, and its weights.
+
+Source: Lavin & Gray 2015, arXiv:1509.09308, F(2 x 2, 3 x 3). Larger tiles take fewer products still, but
+err by more than twice what a plain sum does.
+"""
+
+import torch
+from torch import Tensor
+
+_LEAST_CHANNELS = 32  # below this the transforms cost more than the products that they save
+
+# [points, taps] in one dimension; see the schemes in csrc/kernels/conv2d/winograd.h.
+_SAME_SIZE = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+_TWICE_SIZE = ((1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 1.0))
+
+
+def suits(x: Tensor, weight: Tensor, train: bool) -> bool:
+    """Whether a convolution of stride 1 is done so. The size of the image has no say, nor has the batch."""
+    return (
+        weight.shape[2:] == (3, 3)
+        and min(weight.shape[:2]) >= _LEAST_CHANNELS
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not train
+    )
+
+
+def same_size(weight: Tensor) -> Tensor:
+    """The points of a weight [N, C, 3, 3]: [16, N, C]."""
+    return _points(weight, _SAME_SIZE)
+
+
+def twice_size(weight: Tensor) -> Tensor:
+    """The points of the weight of a convolution behind an upsampling: [9, N, C]."""
+    return _points(weight, _TWICE_SIZE)
+
+
+def _points(weight: Tensor, scheme: tuple[tuple[float, ...], ...]) -> Tensor:
+    g = torch.tensor(scheme, dtype=torch.float64)
+    n, c = weight.shape[:2]
+    taps = weight.double().permute(2, 3, 0, 1).reshape(9, n * c)
+    return (torch.kron(g, g) @ taps).to(weight.dtype).view(-1, n, c)
