@@ -84,3 +84,51 @@ def test_batch_that_cannot_be_shared():
 
 def test_key_is_what_augmentation_is_seeded_with():
     assert Key(1, 2) == (1, 2, 0)
+
+
+def images(order, epoch):
+    return [order[epoch * order.size + i].image for i in range(order.size)]
+
+
+def test_weights_of_sources():
+    """Each source has its share of every epoch, and goes through all its samples before one comes again."""
+    order = Order([40, 10, 50], seed=1, weights=[1, 3, 0])
+    epochs = [images(order, e) for e in range(4)]
+    drawn = np.array(epochs)
+    assert ((drawn < 40).sum(1) == 25).all()
+    assert ((drawn >= 40) & (drawn < 50)).sum() == 4 * 75
+    assert drawn.max() == 49
+    first = drawn[drawn < 40]
+    assert sorted(first[:40]) == sorted(first[40:80]) == list(range(40))
+    second = drawn[(drawn >= 40) & (drawn < 50)]
+    assert all(sorted(second[i : i + 10]) == list(range(40, 50)) for i in range(0, 300, 10))
+    keys = [order[p] for p in range(400)]
+    assert len(set(keys)) == 400  # the same sample is augmented differently each time
+    assert [order[p] for p in range(399, -1, -1)] == keys[::-1]
+    assert images(Order([40, 10, 50], seed=2, weights=[1, 3, 0]), 0) != epochs[0]
+    assert order[10**6].epoch == 10**4
+    for weights in ([1, 2], [1, -1, 1], [0, 0, 0]):
+        with pytest.raises(ValueError, match="one weight for each of 3 sources"):
+            Order([40, 10, 50], 0, weights=weights)
+
+
+def test_drawing_with_replacement():
+    order = Order([600, 400], seed=0, replace=True)
+    drawn = np.array(images(order, 0))
+    assert (drawn < 600).sum() == 600  # sources keep their shares
+    assert 580 < len(np.unique(drawn)) < 680  # 1 - 1/e of them
+    assert len({order[p] for p in range(1000)}) == 1000
+    assert images(order, 1) != drawn.tolist()
+    shares = np.array(images(Order([600, 400], 0, weights=[1, 9], replace=True), 3))
+    assert (shares < 600).sum() == 100
+
+
+@pytest.mark.parametrize("size", [1, 7, 999, 1000])
+def test_blocks_keep_neighbours_near(size):
+    order = Order(size, seed=4, block=8)
+    for epoch in range(2):
+        drawn = images(order, epoch)
+        assert sorted(drawn) == list(range(size))
+        for start in range(0, size, 256):  # 32 blocks, perhaps with a short one among them
+            assert len({i // 8 for i in drawn[start : start + 256]}) <= 34
+    assert size < 100 or drawn[:256] != sorted(drawn[:256])

@@ -246,6 +246,7 @@ class Tars:
         self._caption, self._caption_size = column("caption"), column("caption_size")
         self._kind, self.labels = column("kind"), column("label")
         self.classes: tuple[str, ...] = ("",)
+        self.has_labels = bool((self.labels >= 0).any())
         if need == "label":
             self.classes = _classes(tars, int(self.labels.max()) + 1)
         else:
