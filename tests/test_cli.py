@@ -98,7 +98,7 @@ def test_python_m():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command(command, run, capsys):
-    argv = [command, "vit", "--help"] if command == "train" else [command, "--help"]
+    argv = [command, *{"train": ["vit"], "data": ["pack"]}.get(command, []), "--help"]
     with pytest.raises(SystemExit) as stop:
         main(argv)
     assert stop.value.code in {0, None}

@@ -62,7 +62,7 @@ def test_every_sample_once_an_epoch(options, tars, form):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("form", "workers"), [("folder", 0), ("folder", 4), ("tars", 0), ("tars", 4)], ids=lambda v: str(v)
+    ("form", "workers"), [("folder", 0), ("folder", 4), ("tars", 0), ("tars", 4)], ids=str
 )
 def test_killed_at_random_it_sees_exactly_the_remaining_samples(options, tars, zygote, form, workers):
     if form == "tars":
@@ -93,7 +93,7 @@ def test_several_sources_with_weights(options, tars, image_root):
     assert len(set(of_tar)) == 25
     options.data.weights = (1, 2, 3)
     options.train.out += "2"
-    with pytest.raises(ConfigError, match="data.weights: one weight for each of 2 sources"):
+    with pytest.raises(ConfigError, match=r"data.weights: one weight for each of 2 sources"):
         fit(options)
 
 
@@ -132,7 +132,7 @@ def test_broken_files_are_named_and_nothing_else_is_lost(options, image_root, tm
     assert result.bad_samples == len(planted)
     assert all(bad(options).values())
     options.train.out, options.data.max_bad_fraction = str(tmp_path / "strict"), 0.004
-    with pytest.raises(DataError, match="cannot be read, more than the allowed 0.40%"):
+    with pytest.raises(DataError, match=r"cannot be read, more than the allowed 0.40%"):
         fit(options)
 
 
