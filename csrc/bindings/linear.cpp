@@ -42,6 +42,7 @@ void register_linear(pybind11::module_& m) {
       arg("dy"), arg("x"), arg("weight"), arg("z"), arg("scale"), arg("input"), arg("dz"), arg("dx"),
       arg("dweight"), arg("dbias"), arg("dscale"), arg("workspace"), arg("activation"),
       arg("input_activation"), arg("tf32"), arg("deterministic"), arg("stream"), NoGil());
+  m.def("linear_force_tile", &linear_force_tile, arg("name"));
   m.def("linear_packed_numel", &linear_packed_numel, arg("weight"));
   m.def("linear_pack", &linear_pack, arg("weight"), arg("packed"), NoGil());
   m.def("linear_fingerprint", &linear_fingerprint, arg("weight"));

@@ -41,6 +41,7 @@ __all__: list[str] = [
     "layer_norm_parts",
     "linear_backward",
     "linear_fingerprint",
+    "linear_force_tile",
     "linear_forward",
     "linear_pack",
     "linear_packed_numel",
@@ -278,6 +279,7 @@ def linear_backward(
     stream: int,
 ) -> None: ...
 def linear_fingerprint(weight: Tensor | None) -> int: ...
+def linear_force_tile(name: str) -> None: ...
 def linear_forward(
     x: Tensor | None,
     weight: Tensor | None,

@@ -142,6 +142,10 @@ int64_t linear_workspace(Device device, [[maybe_unused]] DType dtype, [[maybe_un
   return sums ? kLinearParts * 2 * n : 0;
 }
 
+void linear_force_tile([[maybe_unused]] const std::string& name) {
+  if constexpr (kOpHasCuda) cuda::linear_force_tile(name);
+}
+
 int64_t linear_packed_numel(const TensorView& weight) {
   int64_t numel = 0;
   dispatch_isa([&](auto isa) { numel = cpu::linear_packed_numel<isa()>(weight); });

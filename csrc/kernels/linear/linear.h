@@ -2,6 +2,8 @@
 // y = residual + scale * act(x weight^T + bias): every optional part is applied to the product while its
 // tile is in registers or cache, in f32 (f64 for f64), and rounded once.
 #pragma once
+#include <string>
+
 #include "core/cpu_features.h"
 #include "core/tensor_view.h"
 #include "kernels/common/activation.h"
@@ -64,6 +66,11 @@ void linear_pack(const TensorView& weight, const TensorView& packed);
 // elements spread over the tensor. CPU only.
 uint64_t linear_fingerprint(const TensorView& weight);
 
+// For `python -m bench.tune`: the tensor-core kernel that products take where they can (sm80_large,
+// sm80_small, sm90_large, sm90_medium); empty: the choice of linear_tiles.h. Nothing happens in a build
+// without CUDA.
+void linear_force_tile(const std::string& name);
+
 namespace cpu {
 template <Isa isa>
 void linear_forward(const LinearForward& args);
@@ -76,6 +83,7 @@ void linear_pack(const TensorView& weight, const TensorView& packed);
 }  // namespace cpu
 
 namespace cuda {
+void linear_force_tile(const std::string& name);
 int64_t linear_workspace(DType dtype, int64_t rows, int64_t n, int64_t k, bool sums, bool dweight);
 void linear_forward(const LinearForward& args, Stream stream);
 void linear_backward(const LinearBackward& args, Stream stream);

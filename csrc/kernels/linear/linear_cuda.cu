@@ -162,6 +162,10 @@ void linear_gemm::run_product(Gemm g, void* scratch, int64_t bytes, Stream strea
   if (g.splits > 1) join_splits(g, stream);
 }
 
+void cuda::linear_force_tile([[maybe_unused]] const std::string& name) {
+  if constexpr (kHasTensorCores) linear_gemm::force_tile(name);
+}
+
 int64_t cuda::linear_workspace(DType dtype, int64_t rows, int64_t n, int64_t k, bool sums, bool dweight) {
   const int64_t size = dtype == DType::f64 ? 8 : 4;
   int64_t numel = 0;

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which CUTLASS kernel a product goes to. The kernels themselves are compiled elsewhere, one in a file.
 #include <algorithm>
+#include <atomic>
+#include <string>
 
 #include "core/build_info.h"
 #include "kernels/linear/linear_tiles.h"
 
 namespace va::linear_gemm {
 namespace {
+
+std::atomic<int> forced{-1};  // a Choice that tune wants
 
 struct Gpu {
   int major = 0, minor = 0;
@@ -21,6 +25,13 @@ Gpu this_gpu() {
   cudaDeviceGetAttribute(&gpu.minor, cudaDevAttrComputeCapabilityMinor, device);
   gpu.processors = simt::multiprocessors();
   return gpu;
+}
+
+// For a product of m rows, 0 in deterministic mode; hopper: whether the sm_90a kernels can take it.
+Choice choose_tile(const Gpu& gpu, bool hopper, Major form, int64_t m, const Gemm& g) {
+  const auto wanted = static_cast<Choice>(forced.load());
+  if (forced >= 0 && (hopper || !is_sm90(wanted))) return wanted;
+  return choose(kMeasured, gpu.major, hopper, form, m, g.n, g.k, gpu.processors);
 }
 
 bool along_k(const Operand& x) { return x.col == 1; }
@@ -65,13 +76,13 @@ void with_tile(Tile tile, F&& f) {
   return f(std::integral_constant<Tile, Tile::loose>{});
 }
 
+#if VA_LINEAR_SM90
 template <class F>
 void with_tile(Tile90 tile, F&& f) {
   if (tile == Tile90::large) return f(std::integral_constant<Tile90, Tile90::large>{});
   return f(std::integral_constant<Tile90, Tile90::medium>{});
 }
 
-#if VA_LINEAR_SM90
 template <class F>
 bool with_math16(const Gemm& g, F&& f) {
   if (g.dtype == DType::f16) return f(std::integral_constant<Math, Math::f16>{}), true;
@@ -125,19 +136,16 @@ void with_form(Form form, F&& f) {
   }
 }
 
-bool run_hopper(const Gemm& g, const Gpu& gpu, void* scratch, int64_t scratch_bytes, Stream stream) {
+bool run_hopper(const Gemm& g, Tile90 tile90, void* scratch, int64_t scratch_bytes, Stream stream) {
   const Epilogue& e = g.epilogue;
   const int64_t size = e.wide ? 4 : 2;
   Form form = Form::plain;
   if (!e.vectors || !for_tma(e.y, e.y_row, g.n, size) || !for_tma(e.residual, e.residual_row, g.n, size) ||
       !for_tma(e.z, e.z_row, g.n, 2) || !for_tma(e.input, e.input_row, g.n, 2) || !find_form(g, form))
     return false;
-  const int64_t m = g.deterministic ? 0 : g.m;
-  if (form != Form::dw && sm90_too_few(m, g.n, gpu.processors)) return false;
   return with_math16(g, [&](auto math) {
     with_form(form, [&](auto f) {
-      with_tile(sm90_tile(m, g.n, g.k, gpu.processors),
-                [&](auto tile) { run_sm90<math(), f(), tile()>(g, scratch, scratch_bytes, stream); });
+      with_tile(tile90, [&](auto tile) { run_sm90<math(), f(), tile()>(g, scratch, scratch_bytes, stream); });
     });
   });
 }
@@ -145,13 +153,21 @@ bool run_hopper(const Gemm& g, const Gpu& gpu, void* scratch, int64_t scratch_by
 
 }  // namespace
 
+void force_tile(const std::string& name) {
+  const char* const names[] = {"sm80_large", "sm80_small", "sm90_large", "sm90_medium"};
+  forced = -1;
+  if (name.empty()) return;
+  for (int i = 0; i < 4; ++i)
+    if (name == names[i]) forced = i;
+  if (forced < 0) fail("linear: tile must be sm80_large, sm80_small, sm90_large or sm90_medium, got " + name);
+}
+
 int64_t tensor_core_scratch([[maybe_unused]] const Gemm& g) {
   int64_t bytes = 0;
 #if VA_LINEAR_SM90
   if (const Gpu gpu = this_gpu(); gpu.major == 9 && fits_int(g) && g.m > 0 && g.n > 0 && g.k > 0) {
-    const int64_t m = g.deterministic ? 0 : g.m;
     with_math16(g, [&](auto math) {
-      for (const Tile90 t : {sm90_tile(m, g.n, g.k, gpu.processors), sm90_tile(0, g.n, g.k, gpu.processors)})
+      for (const Tile90 t : {Tile90::large, Tile90::medium})
         with_tile(t, [&](auto tile) { bytes = std::max(bytes, sm90_scratch<math(), Form::dw, tile()>(g)); });
     });
   }
@@ -174,20 +190,29 @@ bool run_tensor_cores(const Gemm& gemm, [[maybe_unused]] void* scratch,
   if ((a_k ? g.a.row < g.k : g.a.col < g.m) || (b_k ? g.b.row < g.k : g.b.col < g.n)) return false;
   const int64_t align = std::min(alignment(g.a, g.m, g.k, size), alignment(g.b, g.n, g.k, size));
   if (align < 4) return false;
+  const Major form = !a_k ? Major::mm : !b_k ? Major::km : Major::kk;
+  const int64_t m = g.deterministic ? 0 : g.m;
 #if VA_LINEAR_SM90
-  if (gpu.major == 9 && align >= 16 && run_hopper(g, gpu, scratch, scratch_bytes, stream)) return true;
+  if (gpu.major == 9 && align >= 16 && size == 2) {
+    const Choice choice = choose_tile(gpu, true, form, m, g);
+    const Tile90 tile = choice == Choice::sm90_large ? Tile90::large : Tile90::medium;
+    if (is_sm90(choice) && run_hopper(g, tile, scratch, scratch_bytes, stream)) return true;
+  }
 #endif
   if (g.splits > 1) g.partial = scratch;
-  const int64_t m = g.deterministic || g.splits > 1 ? 0 : g.m;
-  const Tile tile = align < 16 ? Tile::loose : sm80_tile(m, g.n, size, gpu.processors);
+  const Choice choice = choose_tile(gpu, false, form, g.splits > 1 ? 0 : m, g);
+  Tile tile = choice == Choice::sm80_small ? Tile::small : Tile::large;
+  if (align < 16 || (tile == Tile::small && size == 4)) tile = Tile::loose;
   with_math(g, [&](auto math) {
     with_tile<math()>(tile, [&](auto t) {
-      if (!a_k)
-        run_sm80<math(), Major::mm, t()>(g, stream);
-      else if (!b_k)
-        run_sm80<math(), Major::km, t()>(g, stream);
-      else
-        run_sm80<math(), Major::kk, t()>(g, stream);
+      switch (form) {
+        case Major::mm:
+          return run_sm80<math(), Major::mm, t()>(g, stream);
+        case Major::km:
+          return run_sm80<math(), Major::km, t()>(g, stream);
+        case Major::kk:
+          return run_sm80<math(), Major::kk, t()>(g, stream);
+      }
     });
   });
   if (g.splits > 1) join_splits(g, stream);

@@ -129,4 +129,7 @@ void join_splits(const Gemm& gemm, Stream stream);
 bool run_tensor_cores(const Gemm& gemm, void* scratch, int64_t scratch_bytes, Stream stream);
 int64_t tensor_core_scratch(const Gemm& gemm);
 
+// For tuning: the kernel to take where it can; empty: the choice of linear_tiles.h.
+void force_tile(const std::string& name);
+
 }  // namespace va::linear_gemm
