@@ -31,7 +31,7 @@ from vision_accel.train.joined import joined_backward
 from vision_accel.train.run_dir import RunDir
 from vision_accel.train.scaler import LossScaler
 from vision_accel.train.schedule import learning_rate
-from vision_accel.train.sharding import load_weights, local, whole_weights
+from vision_accel.train.sharding import load_weights, whole_weights
 from vision_accel.train.stop import Stop, stop_signals
 from vision_accel.train.tasks import JoinedTask, Task, create_task
 from vision_accel.train.window import Window
@@ -221,8 +221,10 @@ class _Run:
         return loss.detach().float()
 
     def _grad_norm(self) -> float:
-        norm = float(ops.grad_norm([local(p.grad) for p in self.model.parameters() if p.grad is not None]))
-        return norm if self.skeleton is None else math.sqrt(self.world.sum([norm * norm])[0])
+        if self.skeleton is not None:
+            sharding.average_scalars(self.model, self.world)
+            return math.sqrt(sharding.square_norm(self.model, self.world))
+        return float(ops.grad_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
 
     def _unsynced(self, more: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients travel between processes only after the last micro-batch of a step."""
