@@ -226,6 +226,31 @@ void note_write(int64_t offset, int bytes) {
   }
 }
 
+void begin_bulk_write(int64_t offset, int bytes) {
+  shared_bytes(offset, bytes);
+  for (int64_t i = offset / 4; i < (offset + bytes) / 4; ++i) {
+    Word& w = block->words[static_cast<size_t>(i)];
+    if (w.read_epoch == block->epoch && w.reader_warps != 0)
+      throw Error("simt: race: copy to shared byte " + std::to_string(i * 4) +
+                  " read since the last barrier" + where());
+    w.written = false;
+  }
+}
+
+void end_bulk_write(int64_t offset, int bytes) {
+  for (int64_t i = offset / 4; i < (offset + bytes) / 4; ++i) {
+    Word& w = block->words[static_cast<size_t>(i)];
+    w.written = true;
+    w.writer_warp = -1;
+    w.write_epoch = 0;
+  }
+}
+
+void wait_until(const std::function<bool()>& done) {
+  while (!done()) yield();
+  ++block->progress;
+}
+
 void check_aligned16(const void* p) {
   if (reinterpret_cast<uintptr_t>(p) % 16 != 0)
     throw Error("simt: misaligned 16-byte access to global memory" + where());

@@ -36,6 +36,9 @@ void warp_collective(const void* in, void* out, Combine combine);
 void note_read(int64_t offset, int bytes);
 void note_write(int64_t offset, int bytes);
 unsigned char* shared_bytes(int64_t offset, int bytes);  // throws when outside
+void begin_bulk_write(int64_t offset, int bytes);        // by a copy engine: unreadable until end_bulk_write
+void end_bulk_write(int64_t offset, int bytes);
+void wait_until(const std::function<bool()>& done);
 void check_aligned16(const void* p);
 void check_aligned16(int64_t offset);
 

@@ -7,7 +7,6 @@
 #include <type_traits>
 
 #include "core/dtype.h"
-#include "kernels/attention/attention_sm90.h"
 #include "kernels/common/vectors.cuh"
 
 namespace va {
@@ -40,31 +39,36 @@ bool with_tensor_cores(std::initializer_list<const TensorView*> tensors, F&& f) 
 }
 
 #ifdef VA_ATTENTION_SM90
-// No GPU has run the Hopper kernel yet, so VISION_ACCEL_HOPPER_ATTENTION=1 has to ask for it.
-bool runs_on_hopper(const AttentionForward& a) {
+// No GPU has run the Hopper kernels yet, so VISION_ACCEL_HOPPER_ATTENTION=1 has to ask for them.
+bool runs_on_hopper(std::initializer_list<const TensorView*> copied) {
   const char* const wanted = std::getenv("VISION_ACCEL_HOPPER_ATTENTION");
   if (!wanted || std::strcmp(wanted, "1") != 0) return false;
-  for (const TensorView* x : {&a.q, &a.k, &a.v}) {
+  for (const TensorView* x : copied) {
+    if (x->numel() == 0) return false;
     for (int i = 0; i < 3; ++i) {
       if (x->sizes[i] > 1 && x->strides[i] <= 0) return false;  // TMA wants an address for each row
     }
   }
-  int device = 0, major = 0;
-  simt::cuda_check(cudaGetDevice(&device), "attention");
-  simt::cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "attention");
-  return major == 9;
+  return simt::capability_major() == 9;
 }
 #endif
 
-// The tensor-core kernel of this GPU.
+// The tensor-core kernels of this GPU.
 template <class T, int kD>
 void forward_on_tensor_cores(const AttentionForward& a, Stream stream) {
 #ifdef VA_ATTENTION_SM90
-  if constexpr (kD == 64 || kD == 128) {
-    if (runs_on_hopper(a)) return cuda::attention_forward_sm90<T, kD>(a, stream);
-  }
+  constexpr int kHopperD = kD < 64 ? 64 : kD;
+  if (runs_on_hopper({&a.k, &a.v})) return cuda::attention_forward_sm90<T, kHopperD>(a, stream);
 #endif
   cuda::attention_forward_mma<T, kD>(a, stream);
+}
+template <class T, int kD>
+void backward_on_tensor_cores(const AttentionBackward& a, Stream stream) {
+#ifdef VA_ATTENTION_SM90
+  constexpr int kHopperD = kD < 64 ? 64 : kD;
+  if (runs_on_hopper({&a.q, &a.k, &a.v, &a.dy})) return cuda::attention_backward_sm90<T, kHopperD>(a, stream);
+#endif
+  cuda::attention_backward_mma<T, kD>(a, stream);
 }
 
 }  // namespace
@@ -79,7 +83,7 @@ void cuda::attention_forward(const AttentionForward& a, Stream stream) {
 void cuda::attention_backward(const AttentionBackward& a, Stream stream) {
   const bool done = with_tensor_cores(
       {&a.q, &a.k, &a.v, &a.y, &a.dy, &a.dq, &a.dk, &a.dv},
-      [&](auto type, auto dim) { attention_backward_mma<decltype(type), dim()>(a, stream); });
+      [&](auto type, auto dim) { backward_on_tensor_cores<decltype(type), dim()>(a, stream); });
   if (!done) attention_backward_loop(a, stream);
 }
 

@@ -11,6 +11,12 @@ void attention_forward_mma(const AttentionForward& args, Stream stream);
 template <class T, int kD>
 void attention_backward_mma(const AttentionBackward& args, Stream stream);
 
+// The same on sm_90a, for kD = 64, 80, 96 and 128; q, k, v and dy must have no stride below 1.
+template <class T, int kD>
+void attention_forward_sm90(const AttentionForward& args, Stream stream);
+template <class T, int kD>
+void attention_backward_sm90(const AttentionBackward& args, Stream stream);
+
 // Any dtype, head dim and alignment; one warp per row, without tensor cores.
 void attention_forward_loop(const AttentionForward& args, Stream stream);
 void attention_backward_loop(const AttentionBackward& args, Stream stream);

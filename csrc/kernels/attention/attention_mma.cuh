@@ -1,8 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pieces of the tensor-core attention kernels of the sm_80 class: a warp works on 16 rows, in the register
-// layout of mma m16n8k16 (see simt.cuh): with g = lane / 4, t = lane % 4 a lane holds rows g and g + 8 and,
-// of every 8 columns, columns 2t and 2t + 1.
+// Pieces that all tensor-core attention kernels share: a warp works on 16 rows, in the register layout of
+// mma m16n8k16 (see simt.cuh), which WGMMA has too: with g = lane / 4, t = lane % 4 a lane holds rows g and
+// g + 8 and, of every 8 columns, columns 2t and 2t + 1.
+//
+// A kernel is written once, over a type Pair: rows of two tensors (K and V, or Q and dO) in shared memory and
+// the products with them. attention_sm80.cuh and attention_sm90.cuh each have one:
+//   Pair::kD, kRows      columns, and rows of a chunk
+//   Pair::kResident      one chunk holds all rows, and stays
+//   pair.get(...)        makes a chunk the current one, x and y its two tiles; synchronises the block
+//   Pair::begin, finish  around products that write the given accumulators
 #pragma once
+#include <algorithm>
+
+#include "core/check.h"
 #include "kernels/attention/attention.h"
 #include "kernels/common/simt.cuh"
 
@@ -13,6 +23,7 @@ using namespace simt;
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kWarpRows = 16;
+constexpr int kBlockRows = kWarps * kWarpRows;
 constexpr float kLog2e = 1.4426950408889634f;
 
 // One [B, N, H, D] argument; D is contiguous.
@@ -26,40 +37,6 @@ template <class T>
 Heads<T> heads_of(const TensorView& v) {
   return {v.ptr<T>(), v.strides[0], v.strides[1], v.strides[2]};
 }
-
-// A tile of kD columns in shared memory. Rows are padded by 16 bytes, so that the 8 rows of a matrix that
-// load_matrices reads fall into different banks.
-template <class T, int kD>
-struct Tile {
-  static constexpr int kStride = kD + 8;
-  static constexpr int bytes(int rows) { return rows * kStride * static_cast<int>(sizeof(T)); }
-  Shared<T> base;
-
-  // Starts copying kRows rows; rows past `rows` and columns past `dim` become zero.
-  template <int kRows>
-  VA_DEVICE void load(const Heads<const T>& from, int b, int h, int first, int rows, int dim) {
-    constexpr int kPacks = kD / 8;
-#pragma unroll 2  // more would hold addresses in registers that the products need
-    for (int i = thread_index(); i < kRows * kPacks; i += kThreads) {
-      const int r = i / kPacks, c = i % kPacks * 8;
-      const bool valid = first + r < rows && c < dim;
-      copy16_async(base + (r * kStride + c), valid ? from.row(b, h, first + r) + c : from.data, valid);
-    }
-  }
-
-  // B operands of two neighbouring 8-column tiles whose columns are this tile's rows (X^T):
-  // rows n, n + 8; depth = columns k .. k + 15.
-  VA_DEVICE void rows_as_columns(uint32_t (&b)[4], int n, int k) const {
-    const int lane = lane_index();
-    load_matrices<false>(b, base + ((n + lane / 16 * 8 + lane % 8) * kStride + k + lane / 8 % 2 * 8));
-  }
-  // B operands of two neighbouring 8-column tiles of this tile itself (X): depth = rows k .. k + 15;
-  // columns n, n + 8.
-  VA_DEVICE void columns(uint32_t (&b)[4], int k, int n) const {
-    const int lane = lane_index();
-    load_matrices<true>(b, base + ((k + lane / 8 % 2 * 8 + lane % 8) * kStride + n + lane / 16 * 8));
-  }
-};
 
 // A operand: 16 rows x kD columns held by a warp, straight from global memory.
 template <class T, int kD>
@@ -85,37 +62,18 @@ struct RowsOperand {
   }
 };
 
-// acc[kN / 8] += A (16 x kD) times X^T, X = rows first .. first + kN - 1 of a tile.
-template <int kN, class T, int kD>
-VA_DEVICE void multiply_transposed(float (&acc)[kN / 8][4], const RowsOperand<T, kD>& a,
-                                   const Tile<T, kD>& x) {
+// Accumulators rounded to T, as the A operand of the next product.
+template <class T, int n>
+VA_DEVICE RowsOperand<T, n * 8> packed(const float (&p)[n][4]) {
+  RowsOperand<T, n * 8> out;
 #pragma unroll
-  for (int k = 0; k < kD / 16; ++k)
+  for (int k = 0; k < n / 2; ++k)
 #pragma unroll
-    for (int n = 0; n < kN / 16; ++n) {
-      uint32_t b[4];
-      x.rows_as_columns(b, n * 16, k * 16);
-      mma_16x8x16<T>(acc[2 * n], a.a[k], b[0], b[1]);
-      mma_16x8x16<T>(acc[2 * n + 1], a.a[k], b[2], b[3]);
+    for (int i = 0; i < 4; ++i) {
+      const float* const x = p[2 * k + i / 2] + i % 2 * 2;
+      out.a[k][i] = pack2<T>(x[0], x[1]);
     }
-}
-
-// acc[kD / 8] += P (16 x kN, in accumulator layout, rounded to T) times X, X = kN rows of a tile.
-template <int kN, class T, int kD>
-VA_DEVICE void multiply(float (&acc)[kD / 8][4], const float (&p)[kN / 8][4], const Tile<T, kD>& x) {
-#pragma unroll
-  for (int k = 0; k < kN / 16; ++k) {
-    const uint32_t a[4] = {pack2<T>(p[2 * k][0], p[2 * k][1]), pack2<T>(p[2 * k][2], p[2 * k][3]),
-                           pack2<T>(p[2 * k + 1][0], p[2 * k + 1][1]),
-                           pack2<T>(p[2 * k + 1][2], p[2 * k + 1][3])};
-#pragma unroll
-    for (int n = 0; n < kD / 16; ++n) {
-      uint32_t b[4];
-      x.columns(b, k * 16, n * 16);
-      mma_16x8x16<T>(acc[2 * n], a, b[0], b[1]);
-      mma_16x8x16<T>(acc[2 * n + 1], a, b[2], b[3]);
-    }
-  }
+  return out;
 }
 
 // Stores 16 x kD accumulators, scaled per row half, into rows first .. of a [B, N, H, D] output.
@@ -149,6 +107,17 @@ struct Mask {
     const int last = i + keys - queries + 1;
     return causal && last < keys ? last : keys;
   }
+  // Keys that some query of row .. row + kBlockRows - 1 may see: none at or past this one. At least 0.
+  VA_DEVICE int limit_of_rows(int row) const {
+    const int last = row + kBlockRows < queries ? row + kBlockRows - 1 : queries - 1;
+    const int most = limit(last);
+    return most > 0 ? most : 0;
+  }
+  // No query before this one sees keys from j on.
+  VA_DEVICE int first_query(int j) const {
+    const int i = j - (keys - queries);
+    return causal && i > 0 ? i : 0;
+  }
   VA_DEVICE bool hides(int b, int j) const {
     return padding && j < keys && padding[b * padding_batch + j * padding_key];
   }
@@ -168,6 +137,15 @@ VA_DEVICE float quad_sum(float x) {
 VA_DEVICE float quad_max(float x) {
   x = fmaxf(x, shuffle_xor(x, 1));
   return fmaxf(x, shuffle_xor(x, 2));
+}
+
+// Blocks that share the rows of a (batch, head): where the other side's rows stay in shared memory as few as
+// fill the GPU, else one for every kBlockRows.
+inline int splits_for(int64_t items, int rows, bool resident) {
+  const int rounds = (rows + kBlockRows - 1) / kBlockRows;
+  check(rounds <= 65535, "attention: more than 4194240 tokens are too many for the GPU kernel");
+  if (!resident) return rounds;
+  return static_cast<int>(std::min<int64_t>((2 * multiprocessors() + items - 1) / items, rounds));
 }
 
 }  // namespace va::attention_mma

@@ -99,6 +99,12 @@ VA_DEVICE uint32_t pack2(float lo, float hi) {
          (static_cast<uint32_t>(from_float<T>(hi).bits) << 16);
 }
 
+template <class T>
+VA_DEVICE void unpack2(float (&out)[2], uint32_t word) {
+  out[0] = to_float(T{static_cast<uint16_t>(word)});
+  out[1] = to_float(T{static_cast<uint16_t>(word >> 16)});
+}
+
 // --- global memory, 16 bytes a thread -------------------------------------------------------------------
 template <class T>
 VA_DEVICE Pack<T> load16(const T* p) {
@@ -147,7 +153,7 @@ template <class T>
 using Shared = T*;  // store16 is for global memory: a Shared is filled element by element or by copy16_async
 template <class T>
 VA_DEVICE Shared<T> shared_memory(int byte_offset) {
-  extern __shared__ __align__(128) unsigned char va_shared_memory[];
+  extern __shared__ __align__(1024) unsigned char va_shared_memory[];
   return reinterpret_cast<T*>(va_shared_memory + byte_offset);
 }
 VA_DEVICE uint32_t shared_address(const void* p) {
@@ -362,6 +368,19 @@ inline int multiprocessors() {
   cuda_check(cudaGetDevice(&device), "cudaGetDevice");
   cuda_check(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
   return n;
+#endif
+}
+
+// Of this GPU; the emulator is anything.
+inline int capability_major() {
+#ifdef VA_SIMT
+  return 9;
+#else
+  int device = 0, major = 0;
+  cuda_check(cudaGetDevice(&device), "cudaGetDevice");
+  cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+             "cudaDeviceGetAttribute");
+  return major;
 #endif
 }
 

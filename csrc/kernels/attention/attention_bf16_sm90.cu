@@ -1,5 +1,0 @@
-// SPDX-License-Identifier: Apache-2.0
-#include "kernels/attention/attention_sm90.cuh"
-
-template void va::cuda::attention_forward_sm90<va::BFloat16, 64>(const AttentionForward&, Stream);
-template void va::cuda::attention_forward_sm90<va::BFloat16, 128>(const AttentionForward&, Stream);
