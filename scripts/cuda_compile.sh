@@ -23,7 +23,8 @@ for kernel in "${kernels[@]}"; do
   family=${kernel%/*}
   objects+=("csrc/CMakeFiles/va_linear_$family.dir/linear/${family}_${kernel#*/}.cu.o")
 done
-[[ $archs == *90a* ]] && objects+=(csrc/CMakeFiles/va_attention_sm90.dir/kernels/attention/attention_bf16_sm90.cu.o)
+[[ $archs == *90a* ]] && objects+=(csrc/CMakeFiles/va_attention_sm90.dir/kernels/attention/attention_{forward,backward}_sm90.cu.o)
+objects+=(csrc/CMakeFiles/va_cuda.dir/kernels/attention/attention_{forward,backward}_cuda.cu.o)
 rm -f "${objects[@]/#/build/cuda/}" # so that the compiler reports on them again
 cmake --build build/cuda --target va_cuda "${objects[@]}" >build/cuda-build.log 2>&1 ||
   { grep -v '^ptxas info\|stack frame' build/cuda-build.log | tail -60; exit 1; }

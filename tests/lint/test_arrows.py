@@ -56,7 +56,7 @@ ARROWS = {
 }
 
 # What the emulator of GPU kernels needs: included only where VISION_ACCEL_SIMT is set.
-TEST_BUILDS = {"simt/emulator.h", "simt/selftest.h"}
+TEST_BUILDS = {"simt/emulator.h", "simt/hopper.h", "simt/selftest.h"}
 
 
 @pytest.mark.parametrize("room", ARROWS)

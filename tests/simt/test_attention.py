@@ -6,13 +6,13 @@ from vision_accel import ops
 from vision_accel.testing import reference
 from vision_accel.testing.compare import assert_accurate
 
+HALVES = [torch.float16, torch.bfloat16]
+
+
 @pytest.fixture(params=["sm_80", "sm_90a"], autouse=True)
 def _kernels(request, monkeypatch):
     """The tensor-core kernels of the sm_80 class, and Hopper's."""
     monkeypatch.setenv("VISION_ACCEL_HOPPER_ATTENTION", str(int(request.param == "sm_90a")))
-
-
-HALVES = [torch.float16, torch.bfloat16]
 
 
 def attention_case(n, m, dim, dtype, batch=1, heads=2):
