@@ -156,15 +156,12 @@ def test_two_processes_equal_one(zygote, options, tmp_path, siglip):
         options.model.overrides["init_logit_bias"] = -4.0
     options.train.out = str(tmp_path / "one")
     one, one_lines = run(zygote, options)
-    for parallel, accumulate in (("ddp", 1 + siglip), ("fsdp", 2 - siglip)):
-        options.train.parallel, options.train.accumulate = parallel, accumulate
-        options.train.out = str(tmp_path / parallel)
-        two, two_lines = run(zygote, options, world=2)
-        for name, value in one.tensors["model"].items():
-            torch.testing.assert_close(two.tensors["model"][name], value, rtol=1e-4, atol=1e-5)
-        for a, b in zip(one_lines, two_lines, strict=True):
-            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    options.train.accumulate, options.train.out = 1 + siglip, str(tmp_path / "two")
+    two, two_lines = run(zygote, options, world=2)
+    for name, value in one.tensors["model"].items():
+        torch.testing.assert_close(two.tensors["model"][name], value, rtol=1e-4, atol=1e-5)
+    for a, b in zip(one_lines, two_lines, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
 def test_locked_tower_does_not_change(options):

@@ -253,9 +253,10 @@ def erased_rectangles(
 
 
 def erase(x: Any, erased: Iterable[Erased]) -> None:
-    """Overwrite rectangles of an image [3, h, w], a numpy array, in place."""
+    """Overwrite rectangles of an image [3, h, w], an array or a tensor, in place."""
     for e in erased:
-        x[:, e.top : e.top + e.height, e.left : e.left + e.width] = e.block
+        block = e.block if isinstance(x, np.ndarray) else x.new_tensor(e.block)
+        x[:, e.top : e.top + e.height, e.left : e.left + e.width] = block
 
 
 def _sides(area: float, ratio: tuple[float, float], rng: np.random.Generator) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from vision_accel.data.images import ImageError
 from vision_accel.data.sampler import Key, Stream, generator
 from vision_accel.data.source import BadSample, DataError, SampleError, Source
 
+SIZES = "_sizes"  # suffix: where bytes of different lengths are joined, the lengths
 _REPLACEMENTS = 20  # tries before a run of unreadable images is an error
 
 EvalTransform = Callable[[bytes], NDArray[np.float32]]
@@ -148,7 +149,15 @@ def collate_eval(samples: list[Sample]) -> Batch:
 
 def _stack(samples: list[Sample]) -> dict[str, Tensor]:
     rows = [s.tensors for s in samples if s.tensors is not None]
-    return {name: torch.stack([r[name] for r in rows]) for name in (rows[0] if rows else ())}
+    stacked = {}
+    for name in rows[0] if rows else ():
+        column = [r[name] for r in rows]
+        if column[0].dtype == torch.uint8 and column[0].ndim == 1:  # encoded images
+            stacked[name + SIZES] = torch.tensor([len(c) for c in column])
+            stacked[name] = torch.cat(column)
+        else:
+            stacked[name] = torch.stack(column)
+    return stacked
 
 
 class Loader:

@@ -11,6 +11,7 @@ import yaml
 
 from vision_accel._options import from_values, read_yaml
 from vision_accel.data.augment import AugmentConfig, TrainTransform, train_transform
+from vision_accel.data.dali import DaliOptions
 from vision_accel.data.loader import default_workers
 from vision_accel.data.preprocess import Preprocess
 from vision_accel.train.autoencode_options import AutoencodeOptions
@@ -42,6 +43,15 @@ class DataOptions:
     workers: int | None = None
     """Processes that decode and augment, for each training process; one per core, at most 8, if not set; 0
     does it in the training process."""
+    loader: Literal["builtin", "dali"] = "builtin"
+    """What decodes and augments: the worker processes, or NVIDIA DALI in threads or on the GPU."""
+    dali_resize: Literal["dali", "exact"] = "dali"
+    """With dali, for training: "dali" resizes and augments with DALI, "exact" only decodes with it; then
+    pixels are those of the built-in loader. Evaluation is always exact."""
+    dali_threads: int = 0
+    """CPU threads of DALI, for each training process; 0: one per core, at most 8."""
+    dali_hw_load: float = 0.65
+    """Share of the JPEG images that go to the GPU's hardware decoder, where it has one."""
     start_method: Literal["fork", "forkserver", "spawn"] = "fork"
     """How those processes start."""
     worker_timeout: float = 600.0
@@ -200,6 +210,13 @@ class Config:
         """``data.workers``, or what suits this machine."""
         return default_workers() if self.data.workers is None else self.data.workers
 
+    def dali(self, *, evaluation: bool = False) -> DaliOptions | None:
+        """How DALI loads; None where the built-in loader does."""
+        d = self.data
+        if d.loader == "builtin":
+            return None
+        return DaliOptions("exact" if evaluation else d.dali_resize, d.dali_threads, d.dali_hw_load)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, as in a YAML file."""
         plain: dict[str, Any] = _plain(dataclasses.asdict(self))
@@ -257,6 +274,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "data.eval_batch_size": (1, None),
     "data.workers": (0, None),
     "data.worker_timeout": (0, None),
+    "data.dali_threads": (0, None),
+    "data.dali_hw_load": (0, 1),
     "data.repeats": (1, None),
     "data.shuffle_block": (0, None),
     "data.max_bad_fraction": (0, 1),

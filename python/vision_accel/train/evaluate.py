@@ -13,8 +13,9 @@ from torch import nn
 
 import vision_accel as va
 from vision_accel import ops
+from vision_accel.data.dali import DaliOptions, create_loader
 from vision_accel.data.folder import open_images, too_many_bad
-from vision_accel.data.loader import EvalImages, EvalTransform, Loader, collate_eval, worker_error
+from vision_accel.data.loader import EvalImages, EvalTransform, collate_eval, worker_error
 from vision_accel.data.source import BadSample, DataError, Source, relabel
 from vision_accel.models.device import choose_device
 from vision_accel.train.distributed import World
@@ -107,6 +108,7 @@ def evaluate_folder(
     batch_size: int,
     workers: int,
     start_method: str = "fork",
+    dali: DaliOptions | None = None,
     precision: str = "fp32",
     max_bad_fraction: float = 0.05,
     interrupted: Callable[[], bool] = lambda: False,
@@ -124,8 +126,15 @@ def evaluate_folder(
     model.eval()
     stopped = False
     try:
-        loader = Loader(
-            EvalImages(folder, transform), batches, collate_eval, workers=workers, start_method=start_method
+        loader = create_loader(
+            EvalImages(folder, transform),
+            batches,
+            collate_eval,
+            dali=dali,
+            batch_size=batch_size,
+            device=world.device,
+            workers=workers,
+            start_method=start_method,
         )
         with loader, torch.no_grad(), autocast(world.device, precision):
             for batch in loader:

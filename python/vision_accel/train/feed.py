@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vision_accel.data.dali import DaliLoader, create_loader
 from vision_accel.data.loader import Loader
 from vision_accel.data.sampler import BatchPlan, Order
 from vision_accel.data.source import Source
@@ -67,7 +68,7 @@ class Feed:
         if self.log is not None:
             self.log.continue_from(step)
 
-    def loader(self, start: int, stop: int) -> Loader:
+    def loader(self, start: int, stop: int) -> Loader | DaliLoader:
         """Batches of the steps from ``start`` to ``stop``."""
         data, world = self.config.data, self.world
         self.bad.note(self.problems)
@@ -83,17 +84,20 @@ class Feed:
             )
         except ValueError as e:
             raise ConfigError(f"data.batch_size: {e}") from e
-        return Loader(
+        return create_loader(
             self.samples,
             plan,
             self.task.collate,
+            dali=self.config.dali(),
+            batch_size=data.batch_size // (self.config.train.accumulate * world.size),
+            device=world.device,
             workers=self.config.worker_count(),
             start_method=data.start_method,
             timeout=data.worker_timeout,
             pin_memory=world.device.type == "cuda",
         )
 
-    def next(self, loader: Loader, step: int) -> dict[str, Tensor]:
+    def next(self, loader: Loader | DaliLoader, step: int) -> dict[str, Tensor]:
         """The next micro-batch of a step, on the device."""
         batch = next(loader)
         self.bad.note(batch.bad)

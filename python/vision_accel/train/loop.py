@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vision_accel import ops
+from vision_accel.data.dali import DaliLoader
 from vision_accel.data.loader import Loader, worker_error
 from vision_accel.data.sampler import Stream, generator
 from vision_accel.train import checkpoint, optim, sharding
@@ -31,7 +32,7 @@ from vision_accel.train.joined import joined_backward
 from vision_accel.train.run_dir import RunDir
 from vision_accel.train.scaler import LossScaler
 from vision_accel.train.schedule import learning_rate
-from vision_accel.train.sharding import load_weights, whole_weights
+from vision_accel.train.sharding import load_weights, local, whole_weights
 from vision_accel.train.stop import Stop, stop_signals
 from vision_accel.train.tasks import JoinedTask, Task, create_task
 from vision_accel.train.window import Window
@@ -160,7 +161,7 @@ class _Run:
         batch = self.config.data.batch_size
         return self.step * batch // self.size > (self.step - 1) * batch // self.size
 
-    def _train_step(self, loader: Loader) -> None:
+    def _train_step(self, loader: Loader | DaliLoader) -> None:
         """One step of the optimiser, or none if the gradients are not finite."""
         options = self.config.train
         started = time.perf_counter()
@@ -221,10 +222,8 @@ class _Run:
         return loss.detach().float()
 
     def _grad_norm(self) -> float:
-        if self.skeleton is not None:
-            sharding.average_scalars(self.model, self.world)
-            return math.sqrt(sharding.square_norm(self.model, self.world))
-        return float(ops.grad_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+        norm = float(ops.grad_norm([local(p.grad) for p in self.model.parameters() if p.grad is not None]))
+        return norm if self.skeleton is None else math.sqrt(self.world.sum([norm * norm])[0])
 
     def _unsynced(self, more: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients travel between processes only after the last micro-batch of a step."""

@@ -8,40 +8,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from vision_accel import ops
 from vision_accel.train.distributed import World
 
 
 def shard(model: nn.Module, world: World) -> None:
     """Cut the weights over all processes; each block is put together while it computes.
 
-    FSDP2 cannot cut scalars, such as a CLIP's logit scale: they stay whole, see ``average_scalars``.
-
     Source: torch.distributed.fsdp.fully_shard; Zhao et al. 2023, arXiv:2304.11277.
     """
     mesh = init_device_mesh(world.device.type, (world.size,))
-    scalars = {p for p in model.parameters() if p.ndim == 0}
     for layers in [m for m in model.modules() if isinstance(m, nn.ModuleList)]:
         for layer in layers:
-            fully_shard(layer, mesh=mesh, ignored_params=scalars)
-    fully_shard(model, mesh=mesh, ignored_params=scalars)
-
-
-def average_scalars(model: nn.Module, world: World) -> None:
-    """Average the gradients that FSDP2 leaves alone over all processes."""
-    for p in model.parameters():
-        if p.grad is not None and not isinstance(p, DTensor):
-            p.grad.fill_(world.sum([p.grad.item()])[0] / world.size)
-
-
-def square_norm(model: nn.Module, world: World) -> float:
-    """The squared norm of all gradients, of which each process has a part and scalars are in all."""
-    parts = [
-        local(p.grad)
-        for p in model.parameters()
-        if p.grad is not None and (isinstance(p, DTensor) or world.leads)
-    ]
-    return world.sum([float(ops.grad_norm(parts)) ** 2])[0]
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
 
 def local(x: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from torch.func import functional_call
 from torch.utils.data import Dataset
 
 import vision_accel as va
+from vision_accel.data.dali import create_loader
 from vision_accel.data.folder import open_images, too_many_bad
 from vision_accel.data.loader import (
     Batch,
     EvalImages,
-    Loader,
     Sample,
     TrainImages,
     collate_eval,
@@ -175,10 +175,13 @@ class Autoencode:
         sums = torch.zeros(4, dtype=torch.float64)  # images, PSNR, SSIM, absolute error
         bad: list[BadSample] = []
         shown: list[Tensor] = []
-        loader = Loader(
+        loader = create_loader(
             EvalImages(self.val, self.preprocess),
             batches,
             collate_eval,
+            dali=self.config.dali(evaluation=True),
+            batch_size=size,
+            device=self.world.device,
             workers=self.config.worker_count(),
             start_method=data.start_method,
         )

@@ -108,6 +108,7 @@ class Classify:
             batch_size=data.eval_batch_size,
             workers=self.config.worker_count(),
             start_method=data.start_method,
+            dali=self.config.dali(evaluation=True),
             precision=self.config.train.precision,
             max_bad_fraction=data.max_bad_fraction,
             interrupted=interrupted,

@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 
 import vision_accel as va
 from vision_accel.data.captions import open_captions
+from vision_accel.data.dali import create_loader
 from vision_accel.data.folder import open_images
 from vision_accel.data.loader import (
     Batch,
     EvalImages,
-    Loader,
     Sample,
     TrainImages,
     collate_eval,
@@ -152,6 +152,7 @@ class Contrastive:
                 batch_size=data.eval_batch_size,
                 workers=self.config.worker_count(),
                 start_method=data.start_method,
+                dali=self.config.dali(evaluation=True),
                 precision=self.config.train.precision,
                 max_bad_fraction=data.max_bad_fraction,
                 interrupted=interrupted,
@@ -173,10 +174,13 @@ class Contrastive:
         training = model.training
         model.eval()
         try:
-            loader = Loader(
+            loader = create_loader(
                 samples,
                 batches,
                 collate_eval,
+                dali=self.config.dali(evaluation=True),
+                batch_size=size,
+                device=self.world.device,
                 workers=self.config.worker_count(),
                 start_method=data.start_method,
             )
