@@ -22,25 +22,14 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vision_accel as va
-from bench import common, peers
+from bench import common, cuda_products, peers
 from bench.common import OURS, Call, Workload
+from bench.cuda_products import BF16, DEVICE, compiled, randn
 from vision_accel import ops
 from vision_accel.infer import _graph
 from vision_accel.train.optim import AdamW
 
-DEVICE = "cuda"
 SAMPLE_MS = 5.0
-BF16 = torch.bfloat16
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The best that torch.compile offers without changing the call: autotuned kernels."""
-    torch.compiler.reset()
-    return torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False)
-
-
-def randn(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
-    return torch.randn(shape, device=DEVICE).to(dtype)
 
 
 # Workloads ----------------------------------------------------------------------------------------------
@@ -225,7 +214,7 @@ def cases() -> dict[str, Callable[[], Workload]]:
     for batch in (1, 8, 256):
         found[f"ViT-B/16, batch {batch}"] = lambda b=batch: vit(b)  # type: ignore[misc]
     found["ViT-B/16 training step, batch 256"] = lambda: vit(256, train=True)
-    return found
+    return found | cuda_products.cases()
 
 
 # Timing -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Everyone gets the threads that torch is set to, float32 arithmetic and the same 
 
 import contextlib
 import io
+import itertools
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -73,6 +74,85 @@ class PlainViT(nn.Module):
         block = 24 * tokens * dim * dim + 4 * tokens * tokens * dim
         embed = 2 * (tokens - 1) * self.patch_embed["proj"].weight.numel()
         return float(len(self.blocks) * block + embed + 2 * self.head.weight.numel())
+
+
+class PlainClipVision(nn.Module):
+    """The image tower of CLIP around the blocks of ``PlainViT``; parameter names are ours."""
+
+    def __init__(self, dim: int, depth: int, heads: int, patch: int, embed: int) -> None:
+        super().__init__()
+        vit = self.visual = PlainViT(dim, depth, heads, patch)
+        vit.patch_embed["proj"] = nn.Conv2d(3, dim, patch, patch, bias=False)
+        vit.norm_pre = nn.LayerNorm(dim)
+        del vit.head
+        self.visual_projection = nn.Linear(dim, embed, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = self.visual
+        x = v.patch_embed["proj"](x).flatten(2).transpose(1, 2)
+        x = v.norm_pre(torch.cat((v.cls_token.expand(x.shape[0], -1, -1), x), 1) + v.pos_embed)
+        for block in v.blocks:
+            x = block(x)
+        return self.visual_projection(v.norm(x[:, 0]))
+
+
+class _Resnet(nn.Module):
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(32, before, 1e-6), nn.GroupNorm(32, after, 1e-6)
+        self.conv1, self.conv2 = nn.Conv2d(before, after, 3, 1, 1), nn.Conv2d(after, after, 3, 1, 1)
+        self.conv_shortcut = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(functional.silu(self.norm1(x)))
+        return self.conv_shortcut(x) + self.conv2(functional.silu(self.norm2(h)))
+
+
+class _SpatialAttention(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(32, width, 1e-6)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
+        q, k, v = (part(tokens)[:, None] for part in (self.to_q, self.to_k, self.to_v))
+        y = self.to_out[0](functional.scaled_dot_product_attention(q, k, v)[:, 0])
+        return x + y.transpose(1, 2).reshape(x.shape)
+
+
+class PlainDecoder(nn.Module):
+    """The decoder of Stable Diffusion's autoencoder as diffusers writes it; names are diffusers' and ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (512, 512, 512, 256, 128)
+        self.conv_in = nn.Conv2d(4, 512, 3, 1, 1)
+        self.mid_block = nn.ModuleDict(
+            {
+                "resnets": nn.ModuleList([_Resnet(512, 512), _Resnet(512, 512)]),
+                "attentions": nn.ModuleList([_SpatialAttention(512)]),
+            }
+        )
+        self.up_blocks = nn.ModuleList()
+        for i, (before, after) in enumerate(itertools.pairwise(widths)):
+            resnets = [_Resnet(before, after), _Resnet(after, after), _Resnet(after, after)]
+            up = [nn.ModuleDict({"conv": nn.Conv2d(after, after, 3, 1, 1)})] if i < 3 else []
+            block = {"resnets": nn.ModuleList(resnets), "upsamplers": nn.ModuleList(up)}
+            self.up_blocks.append(nn.ModuleDict(block))
+        self.conv_norm_out = nn.GroupNorm(32, 128, 1e-6)
+        self.conv_out = nn.Conv2d(128, 3, 3, 1, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.mid_block["resnets"][0](self.conv_in(z))
+        x = self.mid_block["resnets"][1](self.mid_block["attentions"][0](x))
+        for block in self.up_blocks:
+            for resnet in block["resnets"]:
+                x = resnet(x)
+            for up in block["upsamplers"]:
+                x = up["conv"](functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv_out(functional.silu(self.conv_norm_out(x)))
 
 
 def eager(module: nn.Module, x: Tensor) -> Call:

@@ -17,7 +17,7 @@ void register_conv2d(pybind11::module_& m) {
   m.def(
       "conv2d_forward",
       [](T x, T weight, T packed, T bias, T residual, T y, const std::string& activation, Sizes kernel,
-         int64_t stride, int64_t dilation, Sizes padding, Stream stream) {
+         int64_t stride, int64_t dilation, Sizes padding, Stream stream, bool tf32) {
         conv2d_forward({x,
                         weight,
                         packed,
@@ -25,11 +25,13 @@ void register_conv2d(pybind11::module_& m) {
                         residual,
                         y,
                         parse_activation(activation, "conv2d: activation"),
-                        {kernel[0], kernel[1], stride, dilation, padding[0], padding[1]}},
+                        {kernel[0], kernel[1], stride, dilation, padding[0], padding[1]},
+                        tf32},
                        stream);
       },
       arg("x"), arg("weight"), arg("packed"), arg("bias"), arg("residual"), arg("y"), arg("activation"),
-      arg("kernel"), arg("stride"), arg("dilation"), arg("padding"), arg("stream"), NoGil());
+      arg("kernel"), arg("stride"), arg("dilation"), arg("padding"), arg("stream"), arg("tf32") = false,
+      NoGil());
   m.def(
       "conv2d_workspace",
       [](T dy, int64_t k) {

@@ -162,6 +162,7 @@ def conv2d_forward(
     dilation: int,
     padding: typing.Annotated[collections.abc.Sequence[int], "FixedSize(2)"],
     stream: int,
+    tf32: bool = False,
 ) -> None: ...
 def conv2d_winograd(
     x: Tensor | None,

@@ -340,6 +340,33 @@ void mma_16x8x16_any(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
   });
 }
 
+void mma_16x8x8_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  struct In {
+    uint32_t a[4], b[2];
+  } in{{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  warp_collective(&in, &d, [](const void* const* in, void* const* out) {
+    const auto value = [](uint32_t bits) {
+      float x;
+      bits &= 0xffffe000u;  // 10 bits of the fraction
+      std::memcpy(&x, &bits, 4);
+      return x;
+    };
+    float A[16][8], B[8][8];
+    for (int lane = 0; lane < kWarp; ++lane) {
+      const auto* const from = static_cast<const In*>(in[lane]);
+      const int g = lane / 4, t = lane % 4;
+      for (int q = 0; q < 4; ++q) A[g + 8 * (q % 2)][t + 4 * (q / 2)] = value(from->a[q]);
+      for (int q = 0; q < 2; ++q) B[t + 4 * q][g] = value(from->b[q]);
+    }
+    for (int lane = 0; lane < kWarp; ++lane) {
+      const int g = lane / 4, t = lane % 4;
+      auto* const d = static_cast<float*>(out[lane]);
+      for (int q = 0; q < 4; ++q)
+        for (int k = 0; k < 8; ++k) d[q] += A[g + 8 * (q / 2)][k] * B[k][2 * t + q % 2];
+    }
+  });
+}
+
 float bfloat16_to_float(uint16_t b) {
   const uint32_t bits = static_cast<uint32_t>(b) << 16;
   float f;

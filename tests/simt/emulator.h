@@ -126,10 +126,11 @@ T shuffle(T x, int lane) {
 void read_matrices_at(uint32_t (&r)[4], int64_t row_offset, bool transpose);
 template <bool kTranspose, class T>
 void read_matrices(uint32_t (&r)[4], Shared<T> row) {
-  static_assert(sizeof(T) == 2);
+  static_assert(sizeof(T) == 2 || !kTranspose);
   read_matrices_at(r, row.offset(), kTranspose);
 }
 
+void mma_16x8x8_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 void mma_16x8x16_any(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                      float (*convert)(uint16_t));
 template <class T>

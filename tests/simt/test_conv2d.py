@@ -45,11 +45,22 @@ def test_any_channels(geometry, dtype):
     check(case(*shape, dtype), stride=stride, padding=padding)
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("geometry", IN_EIGHTS, ids=str)
 def test_tensor_cores(geometry, dtype):
     *shape, stride, padding = geometry
     check(case(*shape, dtype), stride=stride, padding=padding)
+
+
+@pytest.mark.parametrize("n", [8, 24, 72])
+def test_a_16_bit_weight_beside_a_float32_image_is_multiplied_in_tf32(n):
+    x, w, b = case(1, 5, 7, 12, n, 3)
+    w, b = w.half(), b.half()
+    y = ops.conv2d(x, w, b, padding=1)
+    truth = reference.conv2d(x.double(), w.double(), b.double(), padding=1)
+    assert y.dtype == torch.float32
+    error = (y.double() - truth).abs().max().item()
+    assert 1e-5 < error < 2e-3  # tf32 has ten bits, as float16
 
 
 def test_a_long_sum_over_pixels_is_cut():

@@ -31,6 +31,7 @@ struct Conv {
   int kernel_w, stride, dilation, pad_top, pad_left;
   Activation activation;
   bool wide;     // y and residual are f32 beside 16-bit operands
+  bool tf32;     // f32 operands may be rounded to tf32
   bool vectors;  // 16-byte accesses are right for bias, residual and y
   // Gradient by the weight: block_z sums `chunk` pixels into partial [splits, n, k], f32 (f64 for f64).
   void* partial;
@@ -125,7 +126,7 @@ VA_DEVICE void finish(const Conv& p, const Pixel& pixel, int col, int count, com
     store_run<T>(p.y.data, offset(p.y), count, p.vectors, v);
 }
 
-// On tensor cores, for Half and BFloat16: channels come 8 at a time, 16-byte aligned.
+// On tensor cores: channels come 16 bytes at a time, aligned. For Half and BFloat16, and forward for float.
 template <class T>
 void forward_mma(const Conv& conv, Stream stream);
 template <class T>

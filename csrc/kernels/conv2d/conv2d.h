@@ -27,6 +27,7 @@ struct Conv2dForward {
   TensorView y;         // [B, v, u, N]            out, wide
   Activation activation;
   Window window;
+  bool tf32 = false;  // GPU: f32 operands may be rounded to tf32
 };
 
 // A 3 x 3 kernel with stride 1 by Winograd's algorithm, in f32, which takes 16 products for 4 pixels instead

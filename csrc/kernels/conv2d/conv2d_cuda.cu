@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The GPU side of conv2d: which kernel takes a convolution, and the kernels for those that tensor cores do
-// not take: f32 and f64, channels that do not come 8 at a time. Sums run over taps and channels in order, so
-// that an output's bits do not depend on the batch.
+// not take: f64, channels that do not come 16 bytes at a time, the gradient by an f32 weight. Sums run over
+// taps and channels in order, so that an output's bits do not depend on the batch.
 #include "kernels/conv2d/conv2d.h"
 
 #include <algorithm>
@@ -109,7 +109,9 @@ Conv conv_of(const TensorView& x, const TensorView& y, const Window& w) {
 }
 
 bool is_16_bit(DType dtype) { return dtype == DType::f16 || dtype == DType::bf16; }
-bool in_eights(const TensorView& image) { return image.sizes[3] % 8 == 0 && aligned16(image); }
+bool in_packs(const TensorView& image) {
+  return image.sizes[3] * size_of(image.dtype) % 16 == 0 && aligned16(image);
+}
 
 // The pixels of one part of the gradient by the weight: about two blocks of 128 x 128 for each
 // multiprocessor.
@@ -133,7 +135,9 @@ void cuda::conv2d_forward(const Conv2dForward& a, Stream stream) {
   p.wide = a.y.dtype != a.x.dtype;
   const int64_t size = size_of(a.x.dtype);
   p.vectors = p.n * size % 16 == 0 && aligned16(a.y) && aligned16(a.residual) && aligned16(a.bias);
-  if (is_16_bit(a.x.dtype) && in_eights(a.x) && aligned16(a.weight) && p.k > 0) {
+  p.tf32 = a.tf32;
+  if (a.x.dtype != DType::f64 && in_packs(a.x) && aligned16(a.weight) && p.k > 0) {
+    if (a.x.dtype == DType::f32) return forward_mma<float>(p, stream);
     if (a.x.dtype == DType::f16) return forward_mma<Half>(p, stream);
     return forward_mma<BFloat16>(p, stream);
   }
@@ -151,7 +155,7 @@ void cuda::conv2d_backward_weight(const Conv2dBackwardWeight& a, Stream stream) 
   join.splits = static_cast<int>(blocks(p.pixels, chunk));
   join.partial = p.partial = a.workspace.data;
   p.chunk = static_cast<int>(chunk);
-  if (is_16_bit(a.dy.dtype) && in_eights(a.x) && in_eights(a.dy)) {
+  if (is_16_bit(a.dy.dtype) && in_packs(a.x) && in_packs(a.dy)) {
     if (a.dy.dtype == DType::f16)
       backward_weight_mma<Half>(p, join.splits, stream);
     else

@@ -11,6 +11,7 @@ from vision_accel.ops import _winograd
 from vision_accel.ops._layout import statistics_dtype, stream_of
 from vision_accel.ops._register import register
 from vision_accel.ops.conv2d import (
+    allows_tf32,
     backward_weight,
     beside,
     check_float,
@@ -91,11 +92,13 @@ def _upsample_run(x: Tensor, weight: Tensor, bias: Tensor | None, train: bool) -
         _C.conv2d_winograd(x, points, bias, None, y, "none", (1, 1), True)
         return y
     matrix, packed = pack(x, weight, train, "upsample_conv2d", _fold)
+    stream, tf32 = stream_of(x), allows_tf32(x, weight)
     for p in range(2):
         for q in range(2):
             m, k = (None if v is None else v[p, q] for v in (matrix, packed))
             phase = y[:, p::2, q::2]
-            _C.conv2d_forward(x, m, k, bias, None, phase, "none", (2, 2), 1, 1, (1 - p, 1 - q), stream_of(x))
+            corner = (1 - p, 1 - q)
+            _C.conv2d_forward(x, m, k, bias, None, phase, "none", (2, 2), 1, 1, corner, stream, tf32)
     return y
 
 
@@ -123,7 +126,8 @@ def _upsample_grad_run(
             for j in range(2):
                 kernel[:, i : i + 3, j : j + 3] += taps.flip(1, 2)
         matrix = kernel.to(dy.dtype).flatten(1)
-        _C.conv2d_forward(dy, matrix, None, None, None, dx, "none", (4, 4), 2, 1, (1, 1), stream_of(dy))
+        stream, tf32 = stream_of(dy), allows_tf32(dy, weight)
+        _C.conv2d_forward(dy, matrix, None, None, None, dx, "none", (4, 4), 2, 1, (1, 1), stream, tf32)
     if needs[1] and x is not None:
         folded = dy.new_empty(2, 2, n, 2, 2, c)
         for p in range(2):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vision_accel import _C
 from vision_accel.ops import _pack_cache, _winograd
-from vision_accel.ops._layout import statistics_dtype, stream_of
+from vision_accel.ops._layout import product_options, statistics_dtype, stream_of
 from vision_accel.ops._register import register
 from vision_accel.ops.activation import activation as activate
 
@@ -30,6 +30,7 @@ def conv2d(
     """``residual + act(conv(x, weight) + bias)``, computed in float32 and rounded once.
 
     On the CPU, a weight that needs no gradient is kept in packed form between calls (see ``_pack_cache``).
+    On a GPU, float32 is exact unless ``torch.backends.cuda.matmul.allow_tf32``, or the weight has 16 bits.
 
     Args:
         x: [B, h, w, C], channels last, float32, float64, float16 or bfloat16.
@@ -113,6 +114,11 @@ def dense(x: Tensor) -> Tensor:
     return x if x.stride(3) == 1 or x.shape[3] <= 1 else x.contiguous()
 
 
+def allows_tf32(x: Tensor, weight: Tensor) -> bool:
+    """Whether a GPU may round float32 operands: torch is set so, or the weight has no more digits."""
+    return product_options(x)[0] or weight.dtype in _HALVES
+
+
 def _matrix(weight: Tensor) -> Tensor:
     """[N, C, i, j] as [N, i * j * C], the order in which patches are gathered."""
     return weight.permute(0, 2, 3, 1).flatten(1)
@@ -147,8 +153,9 @@ def _run(
         _C.conv2d_winograd(dense(x), points, bias, residual, y, activation, corner, False)
         return y
     matrix, packed = pack(x, weight, train)
+    stream, tf32 = stream_of(x), allows_tf32(x, weight)
     _C.conv2d_forward(
-        dense(x), matrix, packed, bias, residual, y, activation, kernel, stride, 1, corner, stream_of(x)
+        dense(x), matrix, packed, bias, residual, y, activation, kernel, stride, 1, corner, stream, tf32
     )
     return y
 
@@ -216,7 +223,8 @@ def _grad_run(
     if needs[0] and weight is not None:
         flipped = weight.to(dtype).flip(2, 3).permute(1, 2, 3, 0).contiguous().flatten(1)
         corner = (i - 1 - pads[0], j - 1 - pads[2])
-        _C.conv2d_forward(dy, flipped, None, None, None, dx, "none", (i, j), 1, stride, corner, stream_of(dy))
+        stream, tf32 = stream_of(dy), allows_tf32(dy, weight)
+        _C.conv2d_forward(dy, flipped, None, None, None, dx, "none", (i, j), 1, stride, corner, stream, tf32)
     if needs[1] and x is not None:
         backward_weight(dy, x, dweight.permute(0, 2, 3, 1).flatten(1), (i, j), stride, (pads[0], pads[2]))
     return outputs
