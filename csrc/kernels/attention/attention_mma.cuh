@@ -14,7 +14,7 @@
 
 #include "core/check.h"
 #include "kernels/attention/attention.h"
-#include "kernels/common/simt.cuh"
+#include "kernels/common/mma.cuh"
 
 namespace va::attention_mma {
 

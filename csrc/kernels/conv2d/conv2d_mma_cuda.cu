@@ -3,6 +3,7 @@
 // with three products of tf32 as exact as f32): an implicit matrix product whose patches are gathered by
 // asynchronous copies, kStages blocks of the sum in flight. Two forms: forward (and the gradient by x), and
 // the gradient by the weight. The emulator of tests/simt runs both.
+#include "kernels/common/mma.cuh"
 #include "kernels/conv2d/conv2d.cuh"
 
 namespace va::conv {
