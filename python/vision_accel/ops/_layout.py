@@ -28,6 +28,16 @@ def product_options(x: Tensor) -> tuple[bool, bool]:
     return tf32, torch.are_deterministic_algorithms_enabled()
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether ``torch.autocast`` is on for the device of ``x``."""
+    return x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that a product of ``x`` runs in: its own, unless ``torch.autocast`` says otherwise."""
+    return torch.get_autocast_dtype(x.device.type) if autocasts(x) and x.dtype != torch.float64 else x.dtype
+
+
 def statistics_dtype(x: Tensor) -> torch.dtype:
     """The dtype of statistics and parameter-gradient sums: float64 for float64 inputs, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

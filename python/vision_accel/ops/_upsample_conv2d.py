@@ -173,6 +173,7 @@ _upsample_forward = register(
     _upsample_fake,
     _upsample_backward,
     _upsample_setup,
+    autocast=(0, 1, 2),
 )
 _upsample_grad = register(
     "upsample_conv2d_backward",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vision_accel import _C
 from vision_accel.ops import _pack_cache, _winograd
-from vision_accel.ops._layout import product_options, statistics_dtype, stream_of
+from vision_accel.ops._layout import autocast_dtype, product_options, statistics_dtype, stream_of
 from vision_accel.ops._register import register
 from vision_accel.ops.activation import activation as activate
 
@@ -41,7 +41,7 @@ def conv2d(
         stride: step of the window, the same in both directions.
         padding: zeros around the image: on each side, or (top, bottom, left, right).
         out_dtype: dtype of the result: that of x, or float32 beside a 16-bit x; by default that of the
-            residual, or of x.
+            residual, or of x (under ``torch.autocast``, its dtype).
 
     Returns:
         [B, v, u, N] with ``v = (h + top + bottom - i) // stride + 1``, likewise u.
@@ -82,7 +82,8 @@ def conv2d(
         y = activate(conv2d(x, weight, bias, stride=stride, padding=padding, out_dtype=out_dtype), activation)
         return y if residual is None else residual + y
     train = torch.is_grad_enabled() and weight.requires_grad
-    return _forward(x, weight, bias, residual, activation, stride, list(pads), out_dtype or x.dtype, train)
+    out_dtype = out_dtype or autocast_dtype(x)
+    return _forward(x, weight, bias, residual, activation, stride, list(pads), out_dtype, train)
 
 
 def check_float(op: str, x: Tensor) -> None:
@@ -274,6 +275,7 @@ _forward = register(
     _fake,
     _backward,
     _setup_context,
+    autocast=(0, 1, 2),
 )
 _grad = register(
     "conv2d_backward",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vision_accel import _C
-from vision_accel.ops._layout import statistics_dtype, stream_of
+from vision_accel.ops._layout import autocasts, statistics_dtype, stream_of
 from vision_accel.ops._register import register
 
 
@@ -28,7 +28,8 @@ def group_norm(
     Args:
         x: [B, ..., C], channels last, float32, float64, float16 or bfloat16.
         groups: number of groups G; divides C.
-        weight: [C] in the dtype of x, or in 16 bits beside a float32 x; the result then has its dtype.
+        weight: [C] in the dtype of x, or in 16 bits beside a float32 x; the result then has its dtype. Under
+            ``torch.autocast`` it is converted to the dtype of a 16-bit x.
         bias: [C] like weight.
         eps: added to the variance.
         activation: none, gelu, gelu_tanh, quick_gelu or silu.
@@ -48,6 +49,8 @@ def group_norm(
     for name, v in (("weight", weight), ("bias", bias)):
         if v.shape != x.shape[-1:]:
             raise ValueError(f"group_norm: {name} must be [{x.shape[-1]}], got {list(v.shape)}")
+    if autocasts(x) and x.dtype in (torch.float16, torch.bfloat16):
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)  # statistics are float32 anyway
     if statistics is not None:
         return _apply(x, *statistics, weight, bias, eps, activation)
     return _forward(x, weight, bias, groups, eps, activation)[0]
