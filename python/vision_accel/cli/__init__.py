@@ -29,7 +29,7 @@ COMMANDS = {
     "reconstruct": "pass images through an autoencoder: PSNR, pictures, latents",
     "data": "write, index and check webdataset tars:  data --help",
     "convert": "rewrite a model directory in another layout (hf, timm, open_clip)",
-    "bench": "measure images per second on this machine",
+    "bench": "measure images per second of a model; bench data: of the loaders",
 }
 
 

@@ -17,7 +17,7 @@ from vision_accel.cli._options import parse
 
 @dataclass
 class Bench:
-    """Measure images per second of a model on random input.
+    """Measure images per second of a model on random input; ``bench data`` measures the loaders.
 
     ``python -m bench`` of a source checkout compares with other engines in the same run.
     """
@@ -52,6 +52,10 @@ COLUMNS = (
 
 def run(argv: list[str]) -> int:
     """Run the command."""
+    if argv[:1] == ["data"]:
+        from vision_accel.cli import bench_data  # noqa: PLC0415
+
+        return bench_data.run(argv[1:])
     options = parse(Bench, argv, "vision-accel bench")
     import torch  # noqa: PLC0415  (slow to import: --help must not wait for it)
 

@@ -13,10 +13,17 @@ from PIL import Image, UnidentifiedImageError
 
 from vision_accel.ops.resample import pillow_pixels
 
+try:
+    import simplejpeg  # libjpeg-turbo, as in Pillow, with less around it
+except ImportError:
+    simplejpeg = None
+
 UInt8 = NDArray[np.uint8]
 Alpha = Literal["drop", "white"]
 
 MAX_PIXELS = 89_478_485  # Pillow's default: a quarter of a gigabyte as RGB
+
+_MAX_TURBO = 1 << 28  # bytes of a JPEG that are read at once
 
 # Formats that hold pixels. The others that Pillow opens are left out: some run other programs (EPS).
 _FORMATS = (
@@ -132,10 +139,27 @@ def _decode(
     try:
         if draft is not None:
             image.draft(image.mode, (draft[1], draft[0]))
+        elif (pixels := _turbo(image)) is not None:
+            return pixels
         image.load()
         return pillow_pixels(_to_rgb(_upright(image), alpha))
     except Exception as error:  # as above
         raise ImageError(f"{name}: {_reason(error)}") from error
+
+
+def _turbo(image: Image.Image) -> UInt8 | None:
+    """The pixels of a plain JPEG, the same as Pillow's; None leaves everything unusual to Pillow."""
+    file = getattr(image, "fp", None)
+    if simplejpeg is None or image.format != "JPEG" or image.mode != "RGB" or file is None:
+        return None
+    try:
+        if image.getexif().get(_ORIENTATION_TAG, 1) != 1:
+            return None
+        file.seek(0)
+        pixels: UInt8 = simplejpeg.decode_jpeg(file.read(_MAX_TURBO), "RGB", strict=True)
+    except Exception:  # Pillow decides whether the file can be used, and says what is wrong with it
+        return None
+    return pixels if pixels.shape == (image.height, image.width, 3) else None
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vision_accel.data.augment import TrainTransform
 from vision_accel.data.images import ImageError
@@ -156,8 +156,18 @@ def _stack(samples: list[Sample]) -> dict[str, Tensor]:
             stacked[name + SIZES] = torch.tensor([len(c) for c in column])
             stacked[name] = torch.cat(column)
         else:
-            stacked[name] = torch.stack(column)
+            stacked[name] = _stacked(column)
     return stacked
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    """Rows stacked; a worker does it in the shared memory that carries them to the training process."""
+    if get_worker_info() is None:
+        return torch.stack(rows)
+    first = rows[0]
+    storage = first.untyped_storage()._new_shared(first.nbytes * len(rows), device="cpu")
+    out = torch.empty(0, dtype=first.dtype).set_(storage)
+    return torch.stack(rows, out=out.view(len(rows), *first.shape))
 
 
 class Loader:

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pixels of every way to decode and to prepare an image, beside Pillow's.
+
+Bounds: ``load_image``, and evaluation by ``Preprocess``, give Pillow's bytes, with the decoder of the
+``turbo`` extra and without it.
+"""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from vision_accel.cli.bench_data import photograph
+from vision_accel.data import images
+from vision_accel.data.images import load_image
+from vision_accel.data.preprocess import Preprocess
+
+SIZES = [(1, 1), (1, 4000), (4000, 1), (2, 3), (7, 8), (9, 17), (16, 16), (31, 64), (97, 143), (375, 500)]
+
+
+def smooth(rng, height, width, channels):
+    """Pixels with edges and gradients, of any size."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / a + c) + np.cos(y / b) for a, b, c in rng.uniform(2, 40, (channels, 3))]
+    noise = rng.normal(0, 0.15, (height, width, channels))
+    return np.clip((np.stack(waves, -1) + 2) / 4 * 255 + noise * 60, 0, 255).astype(np.uint8)
+
+
+def encode(image, format_, **options):
+    file = io.BytesIO()
+    image.save(file, format_, **options)
+    return file.getvalue()
+
+
+def exif(orientation):
+    return b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + struct.pack(">HHI", orientation, 0, 0)
+
+
+def make():
+    """Name -> bytes of some hundreds of files."""
+    rng = np.random.default_rng(0)
+    files = {}
+    for height, width in SIZES:
+        image = Image.fromarray(smooth(rng, height, width, 3))
+        grey, alpha = image.convert("L"), Image.fromarray(smooth(rng, height, width, 4))
+        where = f"{height}x{width}"
+        for sampling in (0, 1, 2):
+            for quality in (30, 90):
+                files[f"{where} jpeg 4:{sampling} q{quality}"] = encode(
+                    image, "JPEG", subsampling=sampling, quality=quality
+                )
+            files[f"{where} progressive 4:{sampling}"] = encode(
+                image, "JPEG", subsampling=sampling, progressive=True
+            )
+        files |= {f"{where} jpeg {mode}": encode(image.convert(mode), "JPEG") for mode in ("L", "CMYK", "1")}
+        files |= {f"{where} jpeg orientation {o}": encode(image, "JPEG", exif=exif(o)) for o in range(1, 9)}
+        files[f"{where} jpeg rgb"] = encode(image, "JPEG", keep_rgb=True)
+        files[f"{where} jpeg restarts"] = encode(image, "JPEG", restart_marker_rows=1)
+        for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
+            files[f"{where} png {mode}"] = encode(alpha.convert(mode), "PNG")
+        deep = np.asarray(grey).astype(np.uint16) * 3
+        files[f"{where} png 16 bit"] = encode(Image.fromarray(deep), "PNG")
+        files[f"{where} tiff 16 bit"] = encode(Image.fromarray(deep), "TIFF")
+        files[f"{where} tiff CMYK"] = encode(image.convert("CMYK"), "TIFF")
+        files[f"{where} webp"] = encode(image, "WEBP")
+        files[f"{where} bmp"] = encode(image, "BMP")
+        files[f"{where} animated gif"] = encode(
+            image.convert("P"), "GIF", save_all=True, append_images=[grey.convert("P")]
+        )
+        files[f"{where} palette png"] = encode(image.convert("P"), "PNG", transparency=3)
+    data = pytest.importorskip("sklearn.datasets").load_sample_images()
+    for name, pixels in zip(data.filenames, data.images, strict=True):
+        photo = Image.fromarray(pixels)
+        for quality in (60, 95):
+            files[f"{name} q{quality}"] = encode(photo, "JPEG", quality=quality)
+        files[f"{name} progressive"] = encode(photo, "JPEG", progressive=True)
+    files |= {f"photograph {i}": photograph(rng) for i in range(8)}
+    return files
+
+
+@pytest.fixture(scope="module")
+def files():
+    return make()
+
+
+def pillow(data):
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # as Pillow asks for
+    return image.convert("RGB")
+
+
+@pytest.mark.parametrize("decoder", ["turbo", "pillow"])
+def test_decoded_pixels_are_pillows(files, decoder, monkeypatch):
+    if decoder == "pillow":
+        monkeypatch.setattr(images, "simplejpeg", None)
+    elif images.simplejpeg is None:
+        pytest.skip("simplejpeg is not installed")
+    assert len(files) > 300
+    different = [
+        n for n, data in files.items() if not np.array_equal(load_image(data), np.asarray(pillow(data)))
+    ]
+    assert not different
+
+
+def test_the_quick_decoder_is_used_where_it_may_be(files, monkeypatch):
+    if images.simplejpeg is None:
+        pytest.skip("simplejpeg is not installed")
+    used = [name for name, data in files.items() if images._turbo(Image.open(io.BytesIO(data))) is not None]
+    assert {n for n in files if "photograph" in n or "progressive" in n or " q90" in n} <= set(used)
+    assert not [n for n in used if "CMYK" in n or "png" in n or "orientation 6" in n]
+
+
+def test_a_truncated_jpeg_is_an_error_with_either_decoder(files, monkeypatch):
+    whole = files["photograph 0"]
+    cuts = [whole[: int(len(whole) * share)] for share in (0.02, 0.3, 0.7, 0.99)]
+    messages = []
+    for decoder in (images.simplejpeg, None):
+        monkeypatch.setattr(images, "simplejpeg", decoder)
+        for cut in cuts:
+            with pytest.raises(images.ImageError, match=r"broken image|not an image") as error:
+                load_image(cut)
+            messages.append(str(error.value))
+    assert messages[: len(cuts)] == messages[len(cuts) :]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_prepared_pixels_are_pillows(files, interpolation):
+    recipe = Preprocess(
+        size=(64, 64), resize_to=(72, 72), interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
+    for name, data in files.items():
+        image = pillow(data)
+        h, w = recipe.resized_size(image.height, image.width)
+        if min(image.size) < 2 or max(h, w) > 5000:
+            continue  # 72 x 288000 pixels: Pillow would need a gigabyte
+        (top, left, height, width), _ = recipe.window(h, w)
+        expected = image.resize((w, h), method).crop((left, top, left + width, top + height))
+        ours = np.rint(recipe(data) * 255).astype(np.uint8).transpose(1, 2, 0)
+        assert np.array_equal(ours, np.asarray(expected)), name
