@@ -83,12 +83,16 @@ VA_DEVICE void multiply_tile(float (&acc)[4], const uint32_t (&a)[4], const uint
                              const uint32_t* b, const uint32_t* b_rest) {
   if constexpr (!std::is_same_v<T, float>) {
     mma_16x8x16<T>(acc, a, b[0], b[1]);
-  } else {
-    if constexpr (f32 == F32::exact) {
-      mma_16x8x8_tf32(acc, a_rest, b[0], b[1]);
-      mma_16x8x8_tf32(acc, a, b_rest[0], b_rest[1]);
-    }
+  } else if constexpr (f32 == F32::tf32) {
     mma_16x8x8_tf32(acc, a, b[0], b[1]);
+  } else {
+    // Tensor cores cut what they add up, rounding does not: a long sum is made by the other units.
+    float part[4] = {};
+    mma_16x8x8_tf32(part, a_rest, b[0], b[1]);
+    mma_16x8x8_tf32(part, a, b_rest[0], b_rest[1]);
+    mma_16x8x8_tf32(part, a, b[0], b[1]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) acc[i] += part[i];
   }
 }
 
