@@ -66,10 +66,20 @@ def make(part: str, batch: int, length: int = 77) -> Workload:
             "transformers eager": peers.eager(Encode(theirs, part, "transformers").eval(), x),
             "open_clip eager": peers.eager(plain, x),
         },
-        more_peers=lambda: peers.engines(plain, x),
+        more_peers=lambda: _engines(plain, x),
         flops=_flops(plain, x),
         images=batch,
     )
+
+
+def _engines(module: nn.Module, x: torch.Tensor) -> Any:
+    """The engines; tracing cannot see into torch's fused path of nn.MultiheadAttention."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        return peers.engines(module, x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _flops(module: nn.Module, x: torch.Tensor) -> float:

@@ -188,7 +188,9 @@ def test_commands(folder, saved, tmp_path, capsys):
     assert main(["similarity", saved, images, "--texts", "a", "b c", "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
     assert np.array(table["scores"]).shape == (9, 2)
-    assert main(["similarity", saved, images, "--texts", "a", "b c"]) == 0
+    grid.unlink()
+    assert main(["similarity", saved, images, "--texts", "a", "b c", "--grid", str(grid)]) == 0
+    assert width_of(grid) > 400
     assert "[2] b c" in capsys.readouterr().out
 
     picture = tmp_path / "confusion.png"

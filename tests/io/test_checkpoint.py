@@ -116,6 +116,9 @@ def test_missing_files(saved, tmp_path):
         va.load(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="no such directory"):
         va.load(tmp_path / "nothing")
+    (tmp_path / "clip.nemo").write_bytes(b"tar")
+    with pytest.raises(ValueError, match=r"clip.nemo: .nemo archives cannot be read"):
+        va.load(tmp_path / "clip.nemo")
     with pytest.raises(NotADirectoryError, match="is a file; give the directory"):
         va.load(saved / "other.json")
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from PIL import Image
+
 import vision_accel as va
+from vision_accel.data.images import load_image
 
 T = TypeVar("T")
 
@@ -25,6 +28,19 @@ def find(arguments: Sequence[str]) -> list[str]:
     for path in paths:
         Path(path).stat()
     return paths
+
+
+def write_grid(file: Path, title: str, scores: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> None:
+    """One PNG of images and, below each, names with scores; a file that is gone leaves a gap."""
+    cards = []
+    for source, named in scores:
+        card = va.infer.Classification(source, [va.infer.Prediction(*pair) for pair in named])
+        if Path(source).is_file():
+            card.thumbnail = Image.fromarray(load_image(source))
+            card.thumbnail.thumbnail((200, 200))
+        cards.append(card)
+    with va.infer.replacing(file) as out:
+        va.infer.draw_grid(cards, title).save(out, "PNG")
 
 
 def read_lines(file: Path | None) -> list[str]:

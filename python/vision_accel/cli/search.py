@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from PIL import Image
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 import vision_accel as va
-from vision_accel.cli._images import Placed
+from vision_accel.cli._images import Placed, write_grid
 from vision_accel.cli._options import parse
 
 
@@ -48,13 +47,6 @@ def run(argv: list[str]) -> int:
         for hit in hits:
             print(f"{hit.score:7.4f}  {hit.source}")
     if options.grid:
-        cards = [va.infer.Classification(h.source, [va.infer.Prediction("cosine", h.score)]) for h in hits]
-        for card in cards:
-            if Path(card.source).is_file():
-                with Image.open(card.source) as picture:
-                    card.thumbnail = picture.convert("RGB")
-                card.thumbnail.thumbnail((200, 200))
         title = f"{options.query}: {len(hits)} of {len(index)} images"
-        with va.infer.replacing(options.grid) as file:
-            va.infer.draw_grid(cards, title).save(file, "PNG")
+        write_grid(options.grid, title, [(h.source, [("cosine", h.score)]) for h in hits])
     return 0

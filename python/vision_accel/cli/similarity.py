@@ -10,7 +10,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 import vision_accel as va
-from vision_accel.cli._images import Placed, find, read_lines
+from vision_accel.cli._images import Placed, find, read_lines, write_grid
 from vision_accel.cli._options import parse
 
 
@@ -34,6 +34,8 @@ class Similarity(Placed):
     """Threads that read and prepare images (None: one per core)."""
     json: FlagCreatePairsOff[bool] = False
     """Print JSON."""
+    grid: Path | None = None
+    """Also write one PNG with all images and the texts that fit them best."""
 
 
 def run(argv: list[str]) -> int:
@@ -52,6 +54,10 @@ def run(argv: list[str]) -> int:
         batch_size=options.batch_size,
         workers=options.workers,
     ).tolist()
+    if options.grid:
+        ranked = [sorted(zip(texts, row, strict=True), key=lambda pair: -pair[1])[:3] for row in table]
+        title = f"{len(paths)} images, {options.measure}"
+        write_grid(options.grid, title, list(zip(paths, ranked, strict=True)))
     if options.json:
         print(json.dumps({"measure": options.measure, "texts": texts, "images": paths, "scores": table}))
         return 0

@@ -28,6 +28,7 @@ def find_directory(path_or_hub_id: str | Path, **options: Any) -> Path:
     Raises:
         FileNotFoundError: neither a directory nor a repository that can be reached.
         NotADirectoryError: the path is a file.
+        ValueError: the path is an archive of NeMo.
     """
     text = str(path_or_hub_id)
     local = Path(text.removeprefix("local-dir:"))
@@ -36,6 +37,11 @@ def find_directory(path_or_hub_id: str | Path, **options: Any) -> Path:
             return local
         if local.is_file() and local.suffix in _FILES:
             return local
+        if local.suffix == ".nemo" and local.is_file():
+            raise ValueError(
+                f"{local}: .nemo archives cannot be read, their layout is not documented; give the"
+                " Hugging Face or open_clip checkpoint that it was made from"
+            )
         if local.exists():
             raise NotADirectoryError(f"{local} is a file; give the directory that holds it")
     hub_id, _, revision = text.removeprefix("hf-hub:").partition("@")
