@@ -91,7 +91,7 @@ def difference(a, b):
 
 
 EXACT = DaliOptions(resize="exact", threads=2)
-FAST = DaliOptions(threads=2)
+FAST = DaliOptions(resize="dali", threads=2)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -34,7 +34,6 @@ def run(small_run):
 
 def test_exact_training_is_that_of_the_builtin_loader(run):
     """The same samples, pixels, weights and evaluations, bit for bit."""
-    run.data.dali_resize = "exact"
     run.augment.rand_augment = "rand-m9-mstd0.5-inc1"
     builtin = another(run, "builtin")
     builtin.data.loader = "builtin"
@@ -68,6 +67,7 @@ def test_a_crashed_run_resumes_exactly(run, image_root, tmp_path, kind, workers)
         pack(image_root / "train", tmp_path / "tars")
         run.data.train, run.data.val = str(tmp_path / "tars"), ""
     run.augment.color_jitter, run.augment.mixup, run.augment.erase = (0.4, 0.4, 0.4, 0.0), 1.0, 0.5
+    run.data.dali_resize = "dali"
     run.train.save_every, run.train.eval_every = 3, 8
     straight = another(run, "straight")
     fit(straight)
@@ -124,7 +124,7 @@ def test_captions_and_autoencoders(run, image_root, tmp_path):
     vae.autoencode.disc_weight = 0.0
     for config in (clip, vae):
         config.data.batch_size, config.data.eval_batch_size, config.data.workers = 8, 8, 0
-        config.data.dali_resize, config.data.dali_threads = "exact", 1
+        config.data.dali_threads = 1
         config.train.device, config.train.log_every, config.train.steps = "cpu", 1, 2
         results = []
         for loader in ("dali", "builtin"):
@@ -136,7 +136,7 @@ def test_captions_and_autoencoders(run, image_root, tmp_path):
 
 
 def test_mistakes(run, monkeypatch):
-    run.augment.interpolation = "hamming"
+    run.augment.interpolation, run.data.dali_resize = "hamming", "dali"
     with pytest.raises(DataError, match="DALI resizes with"):
         fit(run)
     run.train.out += "2"

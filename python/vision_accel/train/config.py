@@ -45,9 +45,10 @@ class DataOptions:
     does it in the training process."""
     loader: Literal["builtin", "dali"] = "builtin"
     """What decodes and augments: the worker processes, or NVIDIA DALI in threads or on the GPU."""
-    dali_resize: Literal["dali", "exact"] = "dali"
-    """With dali, for training: "dali" resizes and augments with DALI, "exact" only decodes with it; then
-    pixels are those of the built-in loader. Evaluation is always exact."""
+    dali_resize: Literal["auto", "dali", "exact"] = "auto"
+    """With dali, for training: "dali" resizes and augments with DALI too; "exact" only decodes with it, and
+    pixels are those of the built-in loader; "auto" is exact on the CPU (faster there) and dali on a GPU.
+    Evaluation is always exact."""
     dali_threads: int = 0
     """CPU threads of DALI, for each training process; 0: one per core, at most 8."""
     dali_hw_load: float = 0.65
