@@ -27,6 +27,7 @@ def dali_rows(
 
     from vision_accel.data.dali import DaliOptions, create_loader  # noqa: PLC0415
     from vision_accel.data.loader import EvalImages, collate_eval  # noqa: PLC0415
+    from vision_accel.data.tars import Tars  # noqa: PLC0415
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.type == "cuda"
@@ -78,5 +79,5 @@ def dali_rows(
 
     yield "ours with DALI, exact pixels", ours(DaliOptions("exact", threads))
     yield "ours with DALI, its resizing", ours(DaliOptions("dali", threads))
-    if not hasattr(source, "tars"):
+    if not isinstance(source, Tars):
         yield "plain DALI", plain

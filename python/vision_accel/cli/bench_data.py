@@ -19,6 +19,7 @@ from PIL import Image
 from tyro.conf import FlagCreatePairsOff
 
 import vision_accel as va
+from vision_accel.cli._bench_dali import dali_rows
 from vision_accel.cli._options import parse
 
 
@@ -166,6 +167,8 @@ def _rows(place: str, workers: int, batch: int) -> Iterator[Row]:
 
     yield Row(f"ours, {form}", ours)
     yield Row(f"ours, {form}, threads", threads)
+    for name, passes in dali_rows(source, recipe, batches, workers):
+        yield Row(f"{name}, {form}", passes)
     yield Row(f"torch DataLoader + Pillow, {form}", torch_pillow)
     if form == "tars" and find_spec("webdataset") is not None:
         yield Row("webdataset + Pillow, tars", webdataset_pillow)
