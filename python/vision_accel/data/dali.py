@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -356,6 +357,8 @@ def create_loader(
         return Loader(samples, batches, collate, pin_memory=pin_memory, **how)
     samples = copy.copy(samples)
     transform = getattr(samples, "transform", None)
+    if isinstance(transform, partial):  # options of the built-in loader
+        transform = transform.func
     if isinstance(transform, Augment):
         samples.transform = DaliTransform(transform.recipe, transform.config, dali)  # type: ignore[attr-defined]
     elif isinstance(transform, Preprocess):
