@@ -2,6 +2,7 @@
 import os
 import shutil
 import signal
+import threading
 import time
 from functools import partial
 
@@ -20,6 +21,7 @@ from vision_accel.data.loader import (
     collate_train,
     worker_error,
 )
+from vision_accel.data.preprocess import Preprocess
 from vision_accel.data.sampler import BatchPlan, Order
 from vision_accel.data.source import DataError
 
@@ -128,6 +130,35 @@ def test_evaluation_leaves_unreadable_images_out(image_root, tmp_path):
     labels = torch.cat([b.tensors["label"] for b in found])
     assert labels.bincount().tolist() == [20, 20, 19]
     assert [b.file for batch in found for b in batch.bad] == ["red/3.png"]
+
+
+def test_threads_give_the_same_batches(image_root, tmp_path):
+    folder = break_files(image_root, tmp_path, "red/3.png")
+    batches = [list(range(i, min(i + 16, 60))) for i in range(0, 60, 16)]
+    samples = EvalImages(folder, Preprocess(size=(8, 8)))
+    read = []
+    for threads in (False, True):
+        with Loader(samples, batches, collate_eval, workers=2, threads=threads) as loader:
+            read.append(list(loader))
+    assert same(*read)
+    assert [b.file for batch in read[1] for b in batch.bad] == ["red/3.png"]
+    assert [b.indices for b in read[1]] == [b.indices for b in read[0]]
+    before = threading.active_count()
+    with Loader(samples, batches * 50, collate_eval, workers=2, threads=True) as loader:
+        next(loader)
+        assert threading.active_count() > before
+    assert threading.active_count() == before  # stopped early
+
+
+def test_an_error_of_a_thread_is_raised(folder):
+    def broken(data):
+        raise KeyError("a fault of the transform")
+
+    with (
+        Loader(EvalImages(folder, broken), [[0, 1]], collate_eval, workers=2, threads=True) as loader,
+        pytest.raises(KeyError, match="a fault of the transform"),
+    ):
+        next(loader)
 
 
 def test_a_killed_worker_is_an_error(folder):

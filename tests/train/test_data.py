@@ -7,11 +7,13 @@ import os
 import random
 import shutil
 import signal
+import struct
 from pathlib import Path
 
 import pytest
 
 from tests.data.test_tars import png, write
+from vision_accel.data.captions import open_captions
 from vision_accel.data.folder import open_images
 from vision_accel.data.pack import pack
 from vision_accel.data.sampler import Order
@@ -134,6 +136,77 @@ def test_broken_files_are_named_and_nothing_else_is_lost(options, image_root, tm
     options.train.out, options.data.max_bad_fraction = str(tmp_path / "strict"), 0.004
     with pytest.raises(DataError, match=r"cannot be read, more than the allowed 0.40%"):
         fit(options)
+
+
+def test_every_kind_of_bad_sample_is_skipped_counted_and_listed(options, image_root, tmp_path):
+    """A table of captions, a folder and a tar with one of each kind."""
+    red = image_root / "train/red"
+    good = (red / "0.jpg").read_bytes()
+    huge = _jpeg_header(good, 60_000, 60_000)
+    kinds = {
+        "corrupt": b"\xff\xd8\xff\xe0 nothing",
+        "truncated": good[: len(good) // 2],
+        "huge": huge,
+        "text": b"<html>not found</html>",
+        "empty": b"",
+    }
+    root = tmp_path / "folder"
+    shutil.copytree(image_root / "train", root)
+    for name, data in kinds.items():
+        (root / f"red/{name}.jpg").write_bytes(data)
+    (root / "red/gone.jpg").symlink_to(tmp_path / "nowhere")
+    options.data.train, options.data.max_bad_fraction, options.train.steps = str(root), 0.2, 12
+    fit(options)
+    found = bad(options)
+    assert set(found) == {f"red/{name}.jpg" for name in [*kinds, "gone"]}
+    assert "more than the limit" in found["red/huge.jpg"] or "MAX_IMAGE_PIXELS" in found["red/huge.jpg"]
+    assert found["red/empty.jpg"] == "empty file"
+    assert found["red/text.jpg"] == "not an image of a known format"
+    assert found["red/gone.jpg"] == "no such file or directory"
+
+    rows = [f"{red}/{i}.{'png' if i % 2 else 'jpg'},red {i}" for i in range(12)]
+    rows += [f"{root}/red/{name}.jpg,{name}" for name in kinds] + [f"{red}/13.png,", "missing.jpg,missing"]
+    (tmp_path / "table.csv").write_text("image,caption\n" + "\n".join(rows))
+    options.task, options.data.train, options.data.max_bad_fraction = (
+        "contrastive",
+        f"{tmp_path}/table.csv",
+        0.6,
+    )
+    options.model.name, options.contrastive.vocab_size, options.model.img_size = "test_clip", 540, None
+    options.model.overrides = {"vision.depth": 1, "text.depth": 1}
+    options.train.out = str(tmp_path / "clip")
+    fit(options)
+    stems = {Path(f).stem: why for f, why in bad(options).items()}
+    assert set(stems) == {*kinds, "13", "missing"}
+    assert stems["13"] == "no caption"
+    assert stems["missing"] == "no such file or directory"
+
+    pack(open_captions(f"{tmp_path}/table.csv"), tmp_path / "tars", max_count=8)
+    options.data.train, options.train.out = str(tmp_path / "tars"), str(tmp_path / "clip-tars")
+    fit(options)
+    tars = open_captions(options.data.train)
+    captions = {tars.name(i): tars.captions(i)[0] for i in range(len(tars))}
+    assert {captions[name] for name in bad(options)} == set(kinds)
+
+
+def test_an_autoencoder_trains_on_tars_with_or_without_labels(options, tars, tmp_path):
+    options.task, options.model.name, options.data.train = "autoencode", "autoencoder_kl_sd", str(tars)
+    options.model.overrides = {"block_out_channels": "8,16", "layers_per_block": 1, "norm_num_groups": 4}
+    options.autoencode.disc_weight, options.train.steps = 0.0, 2
+    fit(options)
+    folder = set(itertools.chain(*seen(options)))
+    assert len(folder) == 24
+    options.data.train, options.train.out = (
+        str(write(tmp_path / "x.tar", [("a.png", png())])),
+        f"{tmp_path}/x",
+    )
+    assert fit(options).step == 2
+
+
+def _jpeg_header(data, height, width):
+    """The JPEG with another size in its header."""
+    at = data.index(b"\xff\xc0") + 5
+    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
 
 
 def _copy(part):

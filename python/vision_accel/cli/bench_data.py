@@ -140,14 +140,17 @@ def _rows(place: str, workers: int, batch: int) -> Iterator[Row]:
     numbers = range(len(source))
     batches = [list(numbers[i : i + batch]) for i in range(0, len(source), batch)]
 
+    samples = EvalImages(source, recipe)
+
     def ours() -> Iterator[int]:
-        with Loader(EvalImages(source, recipe), batches, collate_eval, workers=workers) as loader:
+        with Loader(samples, batches, collate_eval, workers=workers, threads=True) as loader:
             for b in loader:
                 yield len(b.indices)
 
-    def threads() -> Iterator[int]:
-        for b in batches:
-            yield len(recipe.batch([source.read(i) for i in b], workers))
+    def processes() -> Iterator[int]:
+        with Loader(samples, batches, collate_eval, workers=workers) as loader:
+            for b in loader:
+                yield len(b.indices)
 
     def torch_pillow() -> Iterator[int]:
         from torch.utils.data import DataLoader  # noqa: PLC0415
@@ -166,7 +169,7 @@ def _rows(place: str, workers: int, batch: int) -> Iterator[Row]:
             yield len(images)
 
     yield Row(f"ours, {form}", ours)
-    yield Row(f"ours, {form}, threads", threads)
+    yield Row(f"ours, {form}, processes", processes)
     for name, passes in dali_rows(source, recipe, batches, workers):
         yield Row(f"{name}, {form}", passes)
     yield Row(f"torch DataLoader + Pillow, {form}", torch_pillow)

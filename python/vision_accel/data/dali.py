@@ -354,7 +354,8 @@ def create_loader(
         DataError: DALI is not installed, or cannot take the place of this transform.
     """
     if dali is None:
-        return Loader(samples, batches, collate, pin_memory=pin_memory, **how)
+        threads = isinstance(samples, EvalImages)
+        return Loader(samples, batches, collate, threads=threads, pin_memory=pin_memory, **how)
     samples = copy.copy(samples)
     transform = getattr(samples, "transform", None)
     if isinstance(transform, partial):  # options of the built-in loader

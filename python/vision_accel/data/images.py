@@ -33,6 +33,7 @@ _FORMATS = (
 
 # What undoes each value of EXIF's Orientation tag.
 _ORIENTATION_TAG = 0x0112
+_TURNED = {5, 6, 7, 8}  # height and width change places
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -68,8 +69,8 @@ def load_image(
             ``PIL.Image.MAX_IMAGE_PIXELS``, applies too and is never changed.
         alpha: "drop" ignores transparency, as ``convert("RGB")`` does, and with it torchvision, timm and
             open_clip; "white" puts the image on white, as transformers' ``convert_to_rgb`` does.
-        draft: (height, width). A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size, but not smaller
-            than this: faster, and not the same pixels.
+        draft: (height, width) of the upright image. A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its
+            size, but not smaller than this: faster, and not the same pixels.
 
     Returns:
         [h, w, 3] uint8. May be a read-only view of the source's memory, with 4-byte pixels.
@@ -138,7 +139,9 @@ def _decode(
         raise ImageError(f"{name}: {width} x {height} pixels are more than the limit of {max_pixels}")
     try:
         if draft is not None:
-            image.draft(image.mode, (draft[1], draft[0]))
+            height, width = draft
+            turned = image.getexif().get(_ORIENTATION_TAG) in _TURNED
+            image.draft(image.mode, (height, width) if turned else (width, height))
         elif (pixels := _turbo(image)) is not None:
             return pixels
         image.load()

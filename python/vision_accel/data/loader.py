@@ -5,7 +5,10 @@ import multiprocessing
 import os
 import re
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +19,12 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vision_accel.data.augment import TrainTransform
 from vision_accel.data.images import ImageError
+from vision_accel.data.preprocess import Preprocess
 from vision_accel.data.sampler import Key, Stream, generator
 from vision_accel.data.source import BadSample, DataError, SampleError, Source
 
 SIZES = "_sizes"  # suffix: where bytes of different lengths are joined, the lengths
+_AHEAD = 2  # batches that threads prepare in advance
 _REPLACEMENTS = 20  # tries before a run of unreadable images is an error
 
 EvalTransform = Callable[[bytes], NDArray[np.float32]]
@@ -106,7 +111,10 @@ class EvalImages(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         bad: list[BadSample] = []
-        return Sample(_read(self.source, index, bad, self.transform, self.target, None), bad, index)
+        transform = self.transform
+        if isinstance(transform, Preprocess):  # the loader's workers are what runs at the same time
+            transform = partial(transform, threads=1)
+        return Sample(_read(self.source, index, bad, transform, self.target, None), bad, index)
 
 
 def _read(
@@ -170,6 +178,26 @@ def _stacked(rows: list[Tensor]) -> Tensor:
     return torch.stack(rows, out=out.view(len(rows), *first.shape))
 
 
+def _in_threads(
+    samples: Dataset[Sample],
+    batches: Iterable[list[Any]],
+    collate: Callable[[list[Sample]], Batch],
+    workers: int,
+) -> Iterator[Batch]:
+    """Batches in order; two are prepared ahead of the one that is used."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="vision-accel-loader")
+    pending: deque[list[Future[Sample]]] = deque()
+    try:
+        for keys in batches:
+            pending.append([pool.submit(samples.__getitem__, key) for key in keys])
+            if len(pending) > _AHEAD:
+                yield collate([f.result() for f in pending.popleft()])
+        while pending:
+            yield collate([f.result() for f in pending.popleft()])
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 class Loader:
     """Iterates over batches that worker processes prepare; use it as a context manager.
 
@@ -180,6 +208,8 @@ class Loader:
         workers: number of processes; 0 reads in this process.
         start_method: how workers start: "fork" is quick, "spawn" and "forkserver" start clean.
         timeout: seconds to wait for a batch before the run stops with an error; 0 waits for ever.
+        threads: use threads of this process instead of worker processes. Quicker where decoding dominates,
+            since nothing travels between processes; augmentation by Pillow holds the interpreter too long.
         pin_memory: put batches into page-locked memory, for copies to a GPU.
 
     Raises:
@@ -195,8 +225,13 @@ class Loader:
         workers: int = 0,
         start_method: str = "fork",
         timeout: float = 0.0,
+        threads: bool = False,
         pin_memory: bool = False,
     ) -> None:
+        self.processes: list[Any] = []
+        if threads and workers:
+            self._batches: Iterator[Batch] = _in_threads(samples, batches, collate, workers)
+            return
         before = multiprocessing.active_children()
         self._batches = iter(
             DataLoader(
@@ -232,9 +267,10 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         """Stop the workers; one that hangs is killed."""
-        stop = getattr(self._batches, "_shutdown_workers", None)
-        if stop is not None:
-            stop()
+        for name in ("_shutdown_workers", "close"):  # of torch's iterator, of the generator of threads
+            stop = getattr(self._batches, name, None)
+            if stop is not None:
+                stop()
         for process in self.processes:
             if process.is_alive():
                 process.kill()
