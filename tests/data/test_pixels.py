@@ -4,8 +4,8 @@
 Bounds: ``load_image``, and evaluation by ``Preprocess``, give Pillow's bytes, with the decoder of the
 ``turbo`` extra and without it. So does DALI on the CPU where it only decodes; where it resizes too, the mean
 difference is at most 0.25 grey levels over all files, and the largest 30 (a
-dithered black-and-white picture, enlarged). With ``augment.decode=fast``, training images of large photographs
-differ by less than 3 grey levels on average.
+dithered black-and-white picture, enlarged). With ``augment.decode=fast``, training images of large
+photographs differ by less than 3 grey levels on average.
 """
 
 import io
