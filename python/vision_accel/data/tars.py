@@ -225,6 +225,9 @@ class Tars:
         for number, tar in enumerate(tars):
             index = load_index(tar)
             if index is None:
+                _log.info(
+                    "%s: has no index that fits; reading its headers (see vision-accel data index)", tar
+                )
                 index = scan(tar)
             shown = self._shown(number)
             self.problems += [BadSample(f"{shown}/{b.file}", b.error) for b in index.problems]
