@@ -11,13 +11,16 @@ void register_adamw(pybind11::module_& m) {
   using List = const std::vector<TensorView>&;
   m.def(
       "adamw",
-      [](List params, List grads, List exp_avgs, List exp_avg_sqs, int64_t step, double lr, double beta1,
-         double beta2, double eps, double weight_decay, double grad_scale, Stream stream) {
-        adamw({params, grads, exp_avgs, exp_avg_sqs, step, lr, beta1, beta2, eps, weight_decay, grad_scale},
+      [](List params, List grads, List exp_avgs, List exp_avg_sqs, int64_t step,
+         const TensorView& step_tensor, double lr, double beta1, double beta2, double eps,
+         double weight_decay, double grad_scale, Stream stream) {
+        adamw({params, grads, exp_avgs, exp_avg_sqs, step, lr, beta1, beta2, eps, weight_decay, grad_scale,
+               step_tensor},
               stream);
       },
-      arg("params"), arg("grads"), arg("exp_avgs"), arg("exp_avg_sqs"), arg("step"), arg("lr"), arg("beta1"),
-      arg("beta2"), arg("eps"), arg("weight_decay"), arg("grad_scale"), arg("stream"), NoGil());
+      arg("params"), arg("grads"), arg("exp_avgs"), arg("exp_avg_sqs"), arg("step"), arg("step_tensor"),
+      arg("lr"), arg("beta1"), arg("beta2"), arg("eps"), arg("weight_decay"), arg("grad_scale"),
+      arg("stream"), NoGil());
   m.def(
       "grad_norm",
       [](List grads, const TensorView& norm, const TensorView& workspace, Stream stream) {

@@ -13,7 +13,7 @@ TEST(adamw_matches) {
     const int64_t step = 3;
     std::vector<Array<T>> params, grads;
     std::vector<Array<C>> m, v;
-    AdamW args{{}, {}, {}, {}, step, lr, b1, b2, eps, decay, scale};
+    AdamW args{{}, {}, {}, {}, step, lr, b1, b2, eps, decay, scale, {}};
     std::vector<std::vector<double>> want_p, want_m, want_v;
     double squares = 0;
     for (const int64_t n : {5, 0, 40'001, 16'384}) {

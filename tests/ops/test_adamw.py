@@ -56,6 +56,20 @@ def test_low_precision_parameters_are_rounded_once(isa, dtype):
         torch.testing.assert_close(ours, theirs.float(), rtol=1e-6, atol=1e-9)
 
 
+def test_step_as_a_tensor():
+    lists = tensors()
+    others = clone(lists)
+    ops.adamw(*lists, step=7, **OPTIONS)
+    ops.adamw(*others, step=torch.tensor(7), **OPTIONS)
+    for ours, theirs in zip(lists, others, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    for wrong, message in ((torch.tensor(0), "at least 1"), (torch.tensor([1]), r"step must be \[\]")):
+        with pytest.raises(ValueError, match=message):
+            ops.adamw(*lists, step=wrong, **OPTIONS)
+    with pytest.raises(TypeError, match="step must be int64"):
+        ops.adamw(*lists, step=torch.tensor(1.0), **OPTIONS)
+
+
 def test_mixed_dtypes_in_one_call():
     lists = [tensors(d, [(100,), (7, 3)]) for d in (torch.bfloat16, torch.float64, torch.float32)]
     joined = [[t for one in lists for t in one[i]] for i in range(4)]

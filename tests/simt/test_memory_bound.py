@@ -98,13 +98,14 @@ SHAPES = [(3, 5), (1,), (40_001,), (0, 4), (), (16_384,), (2, 4, 3, 3), *([(9,)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_adamw(dtype):
+@pytest.mark.parametrize("known_to_the_gpu", [False, True])
+def test_adamw(dtype, known_to_the_gpu):
     state = torch.float64 if dtype == torch.float64 else torch.float32
     lists = [[torch.randn(s).to(dtype) for s in SHAPES] for _ in range(2)]
     lists += [[torch.rand(s, dtype=state) for s in SHAPES] for _ in range(2)]
     lists[0][2] = torch.randn(40_002).to(dtype)[1:]  # misaligned
     exact = [[t.double() for t in one] for one in lists]
-    ops.adamw(*lists, step=3, **OPTIONS)
+    ops.adamw(*lists, step=torch.tensor(3) if known_to_the_gpu else 3, **OPTIONS)
     reference.adamw(*exact, step=3, **OPTIONS)
     for ours, theirs in zip(lists, exact, strict=True):
         for a, b in zip(ours, theirs, strict=True):

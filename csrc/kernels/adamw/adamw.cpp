@@ -34,6 +34,10 @@ void checked(const char* list, size_t index, F&& check_one) {
   }
 }
 
+void check_step(int64_t step) {
+  check_positive(step >= 1, "step must be at least 1", static_cast<double>(step));
+}
+
 }  // namespace
 
 void adamw(const AdamW& a, Stream stream) {
@@ -41,7 +45,13 @@ void adamw(const AdamW& a, Stream stream) {
   check_count(a.grads.size(), "grads", n);
   check_count(a.exp_avgs.size(), "exp_avgs", n);
   check_count(a.exp_avg_sqs.size(), "exp_avg_sqs", n);
-  check_positive(a.step >= 1, "step must be at least 1", static_cast<double>(a.step));
+  if (a.step_tensor.defined()) {
+    check_shape(a.step_tensor, "adamw: step", {});
+    check_dtype(a.step_tensor, "adamw: step", {DType::i64});
+    if (n > 0) check_device(a.step_tensor, "adamw: step", a.params[0]);
+  } else {
+    check_step(a.step);
+  }
   check_positive(a.beta1 >= 0 && a.beta1 < 1, "betas[0] must be in [0, 1)", a.beta1);
   check_positive(a.beta2 >= 0 && a.beta2 < 1, "betas[1] must be in [0, 1)", a.beta2);
   check_positive(a.eps >= 0, "eps must not be negative", a.eps);
@@ -72,7 +82,14 @@ void adamw(const AdamW& a, Stream stream) {
   if (list.empty()) return;
   const AdamWList all{list.data(), static_cast<int64_t>(list.size()), chunks};
   dispatch_device(
-      a.params[0].device, "adamw", [&](auto isa) { cpu::adamw<isa()>(a, all); },
+      a.params[0].device, "adamw",
+      [&](auto isa) {
+        if (!a.step_tensor.defined()) return cpu::adamw<isa()>(a, all);
+        AdamW now = a;
+        now.step = *a.step_tensor.ptr<const int64_t>();
+        check_step(now.step);
+        cpu::adamw<isa()>(now, all);
+      },
       [&] { cuda::adamw(a, all, stream); });
 }
 

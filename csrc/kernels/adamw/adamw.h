@@ -17,9 +17,10 @@ struct AdamW {
   std::vector<TensorView> grads;        // as its parameter
   std::vector<TensorView> exp_avgs;     // f32 (f64 for f64), updated
   std::vector<TensorView> exp_avg_sqs;  // as exp_avgs, updated
-  int64_t step;                         // of this update, from 1
+  int64_t step;                         // of this update, from 1; not read if there is
   double lr, beta1, beta2, eps, weight_decay;
-  double grad_scale;  // multiplies the gradients: clipping, loss scale
+  double grad_scale;       // multiplies the gradients: clipping, loss scale
+  TensorView step_tensor;  // []  int64, where the parameters are: the step, for CUDA graphs; may be absent
 };
 
 struct GradNorm {

@@ -30,6 +30,9 @@ struct Batch {
 template <class C>
 struct Factors {
   C grad_scale, decay, one_minus_beta1, beta2, one_minus_beta2, step_size, root_correction, eps;
+  // Where the step is known to the GPU only, step_size and root_correction follow from these.
+  const int64_t* step;
+  double lr, log_beta1, log_beta2;
 };
 
 VA_DEVICE float sqrt_of(float x) { return sqrtf(x); }
@@ -67,6 +70,17 @@ template <class T>
 VA_KERNEL(kThreads)
 adamw_kernel(const VA_PARAMETER Batch batch, Factors<compute_t<T>> f) {
   using C = compute_t<T>;
+  if (f.step) {
+    const Shared<C> shared = shared_memory<C>(0);
+    if (thread_index() == 0) {
+      const double step = static_cast<double>(*f.step);
+      shared[0] = static_cast<C>(f.lr / -expm1(step * f.log_beta1));
+      shared[1] = static_cast<C>(1 / sqrt(-expm1(step * f.log_beta2)));
+    }
+    sync_block();
+    f.step_size = shared[0];
+    f.root_correction = shared[1];
+  }
   const Entry& t = tensor_of(batch, block_x());
   T* const param = static_cast<T*>(t.param);
   const T* const grad = static_cast<const T*>(t.grad);
@@ -158,7 +172,11 @@ Factors<C> factors(const AdamW& a) {
           static_cast<C>(1 - a.beta2),
           static_cast<C>(a.lr / (1 - std::pow(a.beta1, step))),
           static_cast<C>(1 / std::sqrt(1 - std::pow(a.beta2, step))),
-          static_cast<C>(a.eps)};
+          static_cast<C>(a.eps),
+          a.step_tensor.ptr<const int64_t>(),
+          a.lr,
+          std::log(a.beta1),
+          std::log(a.beta2)};
 }
 
 constexpr int kScratchBytes = kThreads / kWarp * static_cast<int>(sizeof(double));
@@ -168,8 +186,9 @@ constexpr int kScratchBytes = kThreads / kWarp * static_cast<int>(sizeof(double)
 void cuda::adamw(const AdamW& a, const AdamWList& list, Stream stream) {
   for_batches(list, "adamw: params", [&](auto tag, const Batch& batch) {
     using T = typename decltype(tag)::type;
-    launch("adamw", adamw_kernel<T>, {static_cast<unsigned>(batch.chunks)}, kThreads, 0, stream, batch,
-           factors<compute_t<T>>(a));
+    using C = compute_t<T>;
+    launch("adamw", adamw_kernel<T>, {static_cast<unsigned>(batch.chunks)}, kThreads,
+           2 * static_cast<int>(sizeof(C)), stream, batch, factors<C>(a));
   });
 }
 

@@ -17,7 +17,7 @@ def adamw(
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
     *,
-    step: int,
+    step: int | Tensor,
     lr: float,
     betas: tuple[float, float],
     eps: float,
@@ -34,7 +34,8 @@ def adamw(
         grads: like the parameters, one for each.
         exp_avgs: first moments; shaped and laid out as the parameters, float32 (float64 for float64).
         exp_avg_sqs: second moments, likewise.
-        step: number of this update, from 1.
+        step: number of this update, from 1. A CUDA graph bakes in an int; captured with an int64 tensor of
+            no dimensions, on the parameters' device, each replay reads what the tensor then holds.
         lr: learning rate.
         betas: decay rates of the moments.
         eps: added to the root of the second moment.
@@ -59,7 +60,8 @@ def adamw(
         aligned,
         exp_avgs,
         exp_avg_sqs,
-        step,
+        0 if isinstance(step, Tensor) else step,
+        step if isinstance(step, Tensor) else None,
         lr,
         *betas,
         eps,
