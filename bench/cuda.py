@@ -73,6 +73,19 @@ def linear(
     return Workload(grads(ours), {"torch": grads(torch_linear)}, flops=2 * flops, tolerance=3e-2)
 
 
+def on_hopper(call: Call) -> Call:
+    """The same with the attention kernels for sm_90a, which have to be asked for."""
+
+    def run() -> Any:
+        os.environ["VISION_ACCEL_HOPPER_ATTENTION"] = "1"
+        try:
+            return call()
+        finally:
+            del os.environ["VISION_ACCEL_HOPPER_ATTENTION"]
+
+    return run
+
+
 def attention(batch: int, n: int, heads: int = 12, dim: int = 64, backward: bool = False) -> Workload:
     qkv = randn(batch, n, 3 * heads * dim).requires_grad_(backward)
 
@@ -103,6 +116,8 @@ def attention(batch: int, n: int, heads: int = 12, dim: int = 64, backward: bool
             calls[name] = call(forward)
         except RuntimeError as error:  # a back end that does not take this GPU or shape
             absent[name] = str(error).splitlines()[0]
+    if torch.cuda.get_device_capability()[0] == 9:
+        calls[f"{OURS}, sm_90a attention"] = on_hopper(calls[OURS])
     flops, size = 4.0 * batch * heads * n * n * dim, 2.0 * batch * n * heads * dim
     return Workload(
         calls.pop(OURS),

@@ -60,14 +60,16 @@ for part in "${parts[@]}"; do
       "$PYTHON" -c 'import torch, vision_accel as va; print(va.info())'
       ;;
     test)
-      "$PYTHON" -m pytest -q -m cuda -p no:cacheprovider 2>&1 | tee $log/test.log
+      # Only where such tests are: others want packages that this machine may lack. Its torch may warn of more.
+      "$PYTHON" -m pytest -q -m cuda -W default -p no:cacheprovider tests/cuda tests/bench 2>&1 | tee $log/test.log
       keep $log/test.log
       ;;
     memcheck)
+      small="not 3152 and not 12608 and not 1024 and not (lengths and (577 or 144 or 257 or causal))"
       # Without torch's cache every tensor is an allocation of its own, so that a stray access is seen.
       PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 \
-        "$PYTHON" -m pytest -q -x -m cuda -p no:cacheprovider --timeout=580 tests/cuda \
-        -k "not compile and not memory and not capture and not graphs and not training and not 3152" \
+        "$PYTHON" -m pytest -q -x -m cuda -W default -p no:cacheprovider --timeout=580 tests/cuda \
+        -k "not compile and not memory and not captur and not graph and not training and not same_bits and $small" \
         >$log/memcheck.log 2>&1 || { tail -60 $log/memcheck.log; keep $log/memcheck.log; exit 1; }
       tail -3 $log/memcheck.log
       keep $log/memcheck.log
