@@ -68,6 +68,7 @@ def adamw(
     exp_avgs: typing.Sequence[Tensor | None],
     exp_avg_sqs: typing.Sequence[Tensor | None],
     step: int,
+    step_tensor: Tensor | None,
     lr: float,
     beta1: float,
     beta2: float,

@@ -3,7 +3,7 @@
 #include "simt/selftest.h"
 
 #include "core/check.h"
-#include "kernels/common/simt.cuh"
+#include "kernels/common/hopper.cuh"
 
 namespace va::simt {
 namespace {
@@ -37,6 +37,27 @@ void unfinished_copy() {
   (void)static_cast<float>(words[thread_index() * 4]);
 }
 
+// The copy engine brings 8 rows of 64 columns, every thread reads some of them, and they are brought again.
+void copy_twice(int bytes_of_first, bool wait, bool barrier) {
+  static const Half source[8 * 64] = {};
+  const TensorMap map{source, {1, 8, 1, 64}, {512, 64, 64}, 8, 64};
+  const Shared<Half> strip = shared_memory<Half>(0);
+  const CopyBarrier copied = shared_memory<uint64_t>(1024);
+  const auto copy = [&](int bytes) {
+    if (thread_index() != 0) return;
+    expect_bytes(copied, bytes);
+    copy_strip(strip, map, copied, 0, 0, 0, 0);
+  };
+  if (thread_index() == 0) init_barrier(copied);
+  sync_block();
+  copy(bytes_of_first);
+  if (wait) wait_for_phase(copied, 0);
+  (void)static_cast<Half>(strip[thread_index()]);
+  if (barrier) sync_block();
+  copy(1024);
+  wait_for_phase(copied, 1);
+}
+
 }  // namespace
 
 void selftest(const std::string& mistake) {
@@ -61,6 +82,10 @@ void selftest(const std::string& mistake) {
         },
         256);
   if (mistake == "misaligned") return run([] { store16(shared_memory<float>(4), Pack<float>{}); }, 256);
+  if (mistake == "none on Hopper") return run([] { copy_twice(1024, true, true); }, 1032);
+  if (mistake == "too few bytes") return run([] { copy_twice(2048, true, true); }, 1032);
+  if (mistake == "strip not waited for") return run([] { copy_twice(1024, false, true); }, 1032);
+  if (mistake == "strip overwritten while read") return run([] { copy_twice(1024, true, false); }, 1032);
   fail("selftest: unknown mistake " + mistake);
 }
 

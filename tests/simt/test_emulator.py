@@ -8,6 +8,7 @@ from vision_accel import _C
 
 def test_right_kernel_passes():
     _C.simt_selftest("none")
+    _C.simt_selftest("none on Hopper")
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,9 @@ def test_right_kernel_passes():
         ("unfinished copy", "read before it was written"),
         ("divergent barrier", "deadlock"),
         ("divergent shuffle", "deadlock"),
+        ("too few bytes", "deadlock"),
+        ("strip not waited for", "read before it was written"),
+        ("strip overwritten while read", "race: copy to shared byte"),
         ("misaligned", "misaligned 16-byte access"),
     ],
 )

@@ -142,6 +142,7 @@ VA_DEVICE void pin_registers(float (&acc)[n][4]) {  // keeps the compiler from m
 template <class... Acc>
 VA_DEVICE void begin_products(Acc&... acc) {
   (pin_registers(acc), ...);
+  sync_warp();  // products want converged warps
   cute::warpgroup_arrive();
 }
 template <class... Acc>
