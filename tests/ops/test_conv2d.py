@@ -92,17 +92,30 @@ def test_winograd_matches_reference(isa, geometry):
         assert_accurate(ops.upsample_conv2d, reference.upsample_conv2d, args, grads=False)
 
 
-def test_winograd_takes_fewer_products_but_not_while_a_weight_is_trained(monkeypatch):
-    x, w, b = case(1, 6, 6, 32, 32, 3)
+def test_when_winograd_is_taken(monkeypatch):
     calls = []
     real = conv2d_module._C.conv2d_winograd
     monkeypatch.setattr(conv2d_module._C, "conv2d_winograd", lambda *a: calls.append(a) or real(*a))
+    x, w, b = case(1, 6, 6, 32, 32, 3)
     check((x, w, b), grads=False, padding=1)
     assert len(calls) == 1
-    check((x, w.requires_grad_(), b), padding=1)
+    check((x, w, b), padding=1)  # a weight that is trained, for few pixels
     check((x.double(), w.double(), b.double()), grads=False, padding=1)
     check((x[..., :31], w[:, :31], b), grads=False, padding=1)
+    check((x, w, b), grads=False, padding=1, stride=2)
     assert len(calls) == 1
+
+
+def test_winograd_in_training(isa, monkeypatch):
+    monkeypatch.setattr(conv2d_module._winograd, "_LEAST_TRAINED_PIXELS", 0)
+    check(case(2, 5, 7, 33, 40, 3), padding=1)
+    check(case(1, 6, 6, 32, 32, 3), padding=(0, 1, 2, 0))
+    check(case(1, 4, 4, 32, 32, 3), padding=3)  # dx would need a negative padding
+    assert_accurate(ops.upsample_conv2d, reference.upsample_conv2d, case(2, 5, 7, 33, 40, 3))
+    x, w, b = case(1, 6, 6, 32, 32, 3)
+    w.requires_grad_()
+    with pytest.raises(TypeError, match="weight must be float32, got float64"):
+        ops.conv2d(x, w.double(), b, padding=1)
 
 
 def test_winograd_is_independent_of_the_batch_and_of_threads(isa):

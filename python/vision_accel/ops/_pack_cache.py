@@ -55,15 +55,20 @@ def packed_weight(
     ):
         return entry.packed
     matrix = weight.detach().flatten(1) if arrange is None else arrange(weight.detach())
-    several = matrix.flatten(0, -3) if matrix.ndim > 2 else matrix[None]
-    packed = matrix.new_empty(len(several), _C.linear_packed_numel(several[0]))
-    for one, out in zip(several, packed, strict=True):
-        _C.linear_pack(one, out)
-    packed = packed.view(*matrix.shape[:-2], -1)
+    packed = pack(matrix)
     _entries[key] = _Entry(
         weakref.ref(weight, lambda _: _entries.pop(key, None)), version, fingerprint, form, packed
     )
     return packed
+
+
+def pack(matrix: Tensor) -> Tensor:
+    """The packed form of matrices [..., N, K]: [..., numel]."""
+    several = matrix.flatten(0, -3) if matrix.ndim > 2 else matrix[None]
+    packed = matrix.new_empty(len(several), _C.linear_packed_numel(several[0]))
+    for one, out in zip(several, packed, strict=True):
+        _C.linear_pack(one, out)
+    return packed.view(*matrix.shape[:-2], -1)
 
 
 def forget(weight: Tensor) -> None:

@@ -18,6 +18,7 @@ from vision_accel.ops.conv2d import (
     dense,
     grad_outputs,
     pack,
+    pack_points,
     sum_pixels,
 )
 
@@ -87,8 +88,8 @@ def _upsample_out(x: Tensor, weight: Tensor) -> Tensor:
 def _upsample_run(x: Tensor, weight: Tensor, bias: Tensor | None, train: bool) -> Tensor:
     y = _upsample_out(x, weight)
     x = dense(x)
-    if _winograd.suits(x, weight, train):
-        _, points = pack(x, weight, train, "upsample_winograd", _winograd.twice_size)
+    if _winograd.suits(x, weight, y.shape[1], y.shape[2], train):
+        points = pack_points(x, weight, train, "upsample_winograd", _winograd.twice_size)
         _C.conv2d_winograd(x, points, bias, None, y, "none", (1, 1), True)
         return y
     matrix, packed = pack(x, weight, train, "upsample_conv2d", _fold)

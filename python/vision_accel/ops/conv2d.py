@@ -125,14 +125,27 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 
-def pack(x: Tensor, weight: Tensor, train: bool, form: str = "conv2d", arrange: Any = _matrix) -> Any:
-    """The weight as the kernel takes it: a matrix while it is trained, else its packed copy."""
+def _check_weight(x: Tensor, weight: Tensor) -> None:
     if weight.dtype != x.dtype and not (x.dtype == torch.float32 and weight.dtype in _HALVES):
         raise TypeError(f"conv2d: weight must be {x.dtype}, got {weight.dtype}".replace("torch.", ""))
+
+
+def pack(x: Tensor, weight: Tensor, train: bool, form: str = "conv2d", arrange: Any = _matrix) -> Any:
+    """The weight as the kernel takes it: a matrix while it is trained, else its packed copy."""
+    _check_weight(x, weight)
     if train or weight.is_cuda:
         _pack_cache.forget(weight)  # it is about to change
         return arrange(weight.to(x.dtype)).contiguous(), None
     return None, _pack_cache.packed_weight(weight, (form, x.dtype), lambda w: arrange(w.to(x.dtype)))
+
+
+def pack_points(x: Tensor, weight: Tensor, train: bool, form: str, arrange: Any) -> Tensor:
+    """The weight as Winograd's algorithm takes it."""
+    if not train:
+        return pack(x, weight, train, form, arrange)[1]
+    _check_weight(x, weight)
+    _pack_cache.forget(weight)
+    return _pack_cache.pack(arrange(weight.to(x.dtype)))
 
 
 def _run(
@@ -149,8 +162,8 @@ def _run(
     y = x.new_empty(_out_shape(x, weight, stride, pads), dtype=out_dtype)
     kernel, corner = (weight.shape[2], weight.shape[3]), (pads[0], pads[2])
     residual = None if residual is None else dense(residual)
-    if stride == 1 and _winograd.suits(x, weight, train):
-        _, points = pack(x, weight, train, "winograd", _winograd.same_size)
+    if stride == 1 and _winograd.suits(x, weight, y.shape[1], y.shape[2], train):
+        points = pack_points(x, weight, train, "winograd", _winograd.same_size)
         _C.conv2d_winograd(dense(x), points, bias, residual, y, activation, corner, False)
         return y
     matrix, packed = pack(x, weight, train)
@@ -222,10 +235,20 @@ def _grad_run(
         sum_pixels(dy, dbias)
     dy = dy.to(dtype)
     if needs[0] and weight is not None:
-        flipped = weight.to(dtype).flip(2, 3).permute(1, 2, 3, 0).contiguous().flatten(1)
+        flipped = weight.to(dtype).flip(2, 3).transpose(0, 1)  # [C, N, i, j]
         corner = (i - 1 - pads[0], j - 1 - pads[2])
-        stream, tf32 = stream_of(dy), allows_tf32(dy, weight)
-        _C.conv2d_forward(dy, flipped, None, None, None, dx, "none", (i, j), 1, stride, corner, stream, tf32)
+        if (
+            stride == 1
+            and min(corner) >= 0
+            and _winograd.suits(dy, flipped, x_shape[1], x_shape[2], train=True)
+        ):
+            points = _pack_cache.pack(_winograd.same_size(flipped))
+            _C.conv2d_winograd(dy, points, None, None, dx, "none", corner, False)
+        else:
+            matrix, stream, tf32 = _matrix(flipped).contiguous(), stream_of(dy), allows_tf32(dy, weight)
+            _C.conv2d_forward(
+                dy, matrix, None, None, None, dx, "none", (i, j), 1, stride, corner, stream, tf32
+            )
     if needs[1] and x is not None:
         backward_weight(dy, x, dweight.permute(0, 2, 3, 1).flatten(1), (i, j), stride, (pads[0], pads[2]))
     return outputs
