@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,18 @@ import torch
 from PIL import Image
 
 import vision_accel as va
+from tests import reference_libs
 from vision_accel.data.folder import ImageFiles
 from vision_accel.data.source import DataError
 from vision_accel.train import Config, ConfigError, checkpoint, fit
 from vision_accel.train.autoencode_options import AutoencodeOptions
-from vision_accel.train.discriminator import PatchDiscriminator, discriminator_loss, psnr, ssim
+from vision_accel.train.discriminator import (
+    PatchDiscriminator,
+    discriminator_loss,
+    load_lpips,
+    psnr,
+    ssim,
+)
 from vision_accel.train.tasks.autoencode import Adversaries
 
 
@@ -191,3 +199,23 @@ def test_lpips_without_the_package(options, tmp_path, monkeypatch):
     options.autoencode.perceptual_weights = str(file)
     with pytest.raises(ConfigError, match="pip install lpips"):
         fit(options)
+
+
+@pytest.mark.parity
+def test_lpips_is_that_of_the_package(tmp_path):
+    reference_libs.diffusers()  # makes torchvision importable
+    lpips = pytest.importorskip("lpips")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False).eval()
+    torch.save(plain.state_dict(), tmp_path / "lpips.pt")
+    ours = load_lpips(str(tmp_path / "lpips.pt"))
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    y = (x + 0.1).requires_grad_()
+    assert torch.equal(ours(y, x), plain(y, x))
+    ours(y, x).mean().backward()
+    assert y.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in ours.parameters())
+    (tmp_path / "other.pt").write_text("no weights")
+    with pytest.raises(ConfigError, match="holds more than tensors, or is damaged"):
+        load_lpips(str(tmp_path / "other.pt"))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the reconstructions of an autoencoder are judged by while it is trained, and afterwards."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def load_lpips(weights: str) -> nn.Module:
     from vision_accel.io.tensors import read_file  # noqa: PLC0415
 
     try:
-        model: Any = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it calls torchvision the old way
+            model: Any = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
         model.load_state_dict(read_file(Path(weights)))
     except (OSError, RuntimeError, ValueError) as e:
         raise ConfigError(f"autoencode.perceptual_weights: {' '.join(str(e).split())}") from e
