@@ -143,14 +143,13 @@ def _rows(place: str, workers: int, batch: int) -> Iterator[Row]:
     samples = EvalImages(source, recipe)
 
     def ours() -> Iterator[int]:
-        with Loader(samples, batches, collate_eval, workers=workers, threads=True) as loader:
-            for b in loader:
-                yield len(b.indices)
-
-    def processes() -> Iterator[int]:
         with Loader(samples, batches, collate_eval, workers=workers) as loader:
             for b in loader:
                 yield len(b.indices)
+
+    def threads() -> Iterator[int]:
+        for b in batches:
+            yield len(recipe.batch([source.read(i) for i in b], workers))
 
     def torch_pillow() -> Iterator[int]:
         from torch.utils.data import DataLoader  # noqa: PLC0415
@@ -169,7 +168,7 @@ def _rows(place: str, workers: int, batch: int) -> Iterator[Row]:
             yield len(images)
 
     yield Row(f"ours, {form}", ours)
-    yield Row(f"ours, {form}, processes", processes)
+    yield Row(f"ours, {form}, Preprocess.batch in threads", threads)
     for name, passes in dali_rows(source, recipe, batches, workers):
         yield Row(f"{name}, {form}", passes)
     yield Row(f"torch DataLoader + Pillow, {form}", torch_pillow)

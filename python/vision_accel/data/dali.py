@@ -25,7 +25,7 @@ from torch.utils.dlpack import from_dlpack
 from vision_accel.data.augment import Augment, AugmentConfig, Plan, erase, evaluation_plan
 from vision_accel.data.headers import plain_size
 from vision_accel.data.images import MAX_PIXELS, load_image
-from vision_accel.data.loader import SIZES, Batch, EvalImages, Loader, Sample, default_workers
+from vision_accel.data.loader import SIZES, Batch, Loader, Sample, default_workers
 from vision_accel.data.preprocess import Preprocess
 from vision_accel.data.source import DataError
 from vision_accel.ops.resample import resample
@@ -354,8 +354,7 @@ def create_loader(
         DataError: DALI is not installed, or cannot take the place of this transform.
     """
     if dali is None:
-        threads = isinstance(samples, EvalImages)
-        return Loader(samples, batches, collate, threads=threads, pin_memory=pin_memory, **how)
+        return Loader(samples, batches, collate, pin_memory=pin_memory, **how)
     samples = copy.copy(samples)
     transform = getattr(samples, "transform", None)
     if isinstance(transform, partial):  # options of the built-in loader

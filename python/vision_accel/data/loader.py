@@ -208,8 +208,8 @@ class Loader:
         workers: number of processes; 0 reads in this process.
         start_method: how workers start: "fork" is quick, "spawn" and "forkserver" start clean.
         timeout: seconds to wait for a batch before the run stops with an error; 0 waits for ever.
-        threads: use threads of this process instead of worker processes. Quicker where decoding dominates,
-            since nothing travels between processes; augmentation by Pillow holds the interpreter too long.
+        threads: use threads of this process instead of worker processes. Slower where torch's own threads
+            compete with them for the cores.
         pin_memory: put batches into page-locked memory, for copies to a GPU.
 
     Raises:
