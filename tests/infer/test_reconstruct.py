@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -90,3 +92,38 @@ def test_command(vae, image_root, tmp_path, capsys):
         assert grid.width > 0
     assert main(["reconstruct", str(tmp_path / "vae"), folder, "--max-memory=much"]) == 2
     assert "max_memory: must be an amount of memory" in capsys.readouterr().err
+
+
+def test_samples(vae):
+    few, many = list(infer.sample(vae, 1, (8, 12))), list(infer.sample(vae, 2, (8, 12)))
+    assert [p.size for p in many] == [(12, 8)] * 2
+    assert np.array_equal(np.asarray(few[0]), np.asarray(many[0]))
+    assert not np.array_equal(np.asarray(many[0]), np.asarray(many[1]))
+    with pytest.raises(ValueError, match="sides that 2 divides, got 1 of 8x7"):
+        list(infer.sample(vae, 1, (8, 7)))
+
+
+def test_command_decode(vae, image_root, tmp_path, capsys):
+    model, file, out = str(tmp_path / "vae"), tmp_path / "z.safetensors", tmp_path / "out"
+    va.save(vae, model)
+    infer.save_latents(vae, image_root / "val" / "red", file)
+    latents = infer.load_latents(file)
+    names = sorted(latents, key=lambda name: (latents[name].shape, name))
+    assert main(["decode", model, str(file), f"--output={out}", "--max-memory=1GB"]) == 0
+    assert len(list(out.iterdir())) == len(names) == 6
+    whole = next(iter(va.reconstruct(vae, names[0]))).output
+    with Image.open(next(out.glob(f"*_{Path(names[0]).stem}.png"))) as picture:
+        assert np.array_equal(np.asarray(picture)[: whole.height, : whole.width], np.asarray(whole))
+    grid = tmp_path / "grid.png"
+    way = ["--interpolate", names[0], names[0], "--steps=3", f"--grid={grid}"]
+    assert main(["decode", model, str(file), *way]) == 0
+    assert main(["decode", model, "--samples=3", "--size", "8", "16", f"--grid={grid}"]) == 0
+    with Image.open(grid) as picture:
+        assert picture.size == (3 * 20, 12)
+    for flags, message in (
+        ([str(file)], "name --output or --grid"),
+        (["--interpolate", "a", "b", f"--grid={grid}"], "needs a file of latents"),
+        ([str(file), "--interpolate", "a", "b", f"--grid={grid}"], "has no latent 'a'"),
+    ):
+        assert main(["decode", model, *flags]) == 2
+        assert message in capsys.readouterr().err

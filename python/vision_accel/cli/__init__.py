@@ -27,6 +27,7 @@ COMMANDS = {
     "embed": "write the features of images or texts to a file",
     "search": "find the images of such a file that fit a text or an image",
     "reconstruct": "pass images through an autoencoder: PSNR, pictures, latents",
+    "decode": "pictures of latents: from a file, between two of them, or drawn at random",
     "data": "write, index and check webdataset tars:  data --help",
     "convert": "rewrite a model directory in another layout (hf, timm, open_clip)",
     "bench": "measure images per second of a model; bench data: of the loaders",

@@ -70,6 +70,16 @@ class Placed:
         return va.load(name, self.device, dtypes[self.dtype])
 
 
+def load_autoencoder(place: Placed, name: str, max_memory: str | None) -> Any:
+    """An AutoencoderKL that keeps to ``max_memory``."""
+    model = place.load(name)
+    if not isinstance(model, va.AutoencoderKL):
+        raise ValueError(f"{name} is a {type(model).__name__}; this command needs an AutoencoderKL")
+    if max_memory is not None:
+        model.enable_tiling(max_memory=max_memory)
+    return model
+
+
 def progress(results: Iterable[T], total: int) -> Iterator[T]:
     """The same results with a progress bar on stderr, when somebody looks at a terminal."""
     from tqdm import tqdm  # noqa: PLC0415

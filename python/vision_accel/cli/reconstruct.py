@@ -10,7 +10,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 import vision_accel as va
 from vision_accel.cli import SOME_IMAGES_BAD
-from vision_accel.cli._images import Placed, complain, find, progress
+from vision_accel.cli._images import Placed, complain, find, load_autoencoder, progress
 from vision_accel.cli._options import parse
 
 
@@ -45,11 +45,7 @@ def run(argv: list[str]) -> int:
     """Run the command."""
     options = parse(Reconstruct, argv, "vision-accel reconstruct")
     paths = find(options.images)
-    model = options.load(options.model)
-    if not isinstance(model, va.AutoencoderKL):
-        raise ValueError(f"{options.model} is a {type(model).__name__}; reconstruct needs an AutoencoderKL")
-    if options.max_memory is not None:
-        model.enable_tiling(max_memory=options.max_memory)
+    model = load_autoencoder(options, options.model, options.max_memory)
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
     bad, values = 0, []

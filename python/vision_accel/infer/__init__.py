@@ -9,10 +9,13 @@ from vision_accel.infer.embed import Embedding, embed, iter_embed
 from vision_accel.infer.features import FeatureWriter, writing_features
 from vision_accel.infer.reconstruct import (
     Reconstruction,
+    decode,
     draw_pairs,
+    draw_row,
     interpolate,
     load_latents,
     reconstruct,
+    sample,
     save_latents,
 )
 from vision_accel.infer.report import HtmlReport, draw_grid
@@ -36,9 +39,11 @@ __all__ = [
     "Prediction",
     "Reconstruction",
     "classify",
+    "decode",
     "draw_confusion",
     "draw_grid",
     "draw_pairs",
+    "draw_row",
     "embed",
     "embed_text",
     "expand",
@@ -49,6 +54,7 @@ __all__ = [
     "load_latents",
     "reconstruct",
     "replacing",
+    "sample",
     "save_latents",
     "search",
     "similarity",

@@ -108,7 +108,10 @@ def interpolate(vae: Any, a: Tensor, b: Tensor, steps: int = 8) -> list[Image.Im
     Source: spherical interpolation, Shoemake 1985; the straight line where the two point the same way.
     """
     if a.shape != b.shape or steps < 2:
-        raise ValueError(f"interpolate: needs latents of one shape and 2 steps or more, got {steps} steps")
+        shapes = f"{list(a.shape)} and {list(b.shape)}"
+        raise ValueError(
+            f"interpolate: needs latents of one shape and 2 steps or more, got {shapes}, {steps} steps"
+        )
     x, y = a.flatten().double(), b.flatten().double()
     angle = torch.acos((x @ y / (x.norm() * y.norm()).clamp(min=1e-12)).clamp(-1, 1))
     between = []
@@ -119,6 +122,43 @@ def interpolate(vae: Any, a: Tensor, b: Tensor, steps: int = 8) -> list[Image.Im
             mixed = (torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y) / torch.sin(angle)
         between.append(mixed.view(a.shape).to(a.dtype))
     return [decode(vae, z[None])[0] for z in between]
+
+
+def sample(
+    vae: Any, count: int = 16, size: tuple[int, int] | None = None, seed: int = 0
+) -> Iterator[Image.Image]:
+    """Pictures of latents drawn from the normal distribution that diffusion models start from.
+
+    They show what the decoder makes of it, not pictures of things: those need a diffusion model.
+
+    Args:
+        vae: an AutoencoderKL.
+        count: how many.
+        size: (height, width) in pixels, multiples of the model's factor; None for that of its training.
+        seed: of the draws; the i-th picture does not depend on ``count``.
+    """
+    factor = vae.config.factor
+    height, width = size or (vae.config.sample_size,) * 2
+    if count < 1 or min(height, width) < 1 or height % factor or width % factor:
+        raise ValueError(
+            f"sample: needs 1 picture or more of sides that {factor} divides, got {count} of {height}x{width}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        z = torch.randn(1, vae.config.latent_channels, height // factor, width // factor, generator=generator)
+        yield decode(vae, vae.unscale_latents(z))[0]
+
+
+def draw_row(pictures: Sequence[Image.Image], columns: int = 8) -> Image.Image:
+    """Pictures side by side, ``columns`` in a row; the first one's size for all."""
+    if not pictures:
+        raise ValueError("draw_row: no pictures to draw")
+    w, h = pictures[0].size
+    gap, columns = 4, min(columns, len(pictures))
+    page = Image.new("RGB", (columns * (w + gap), -(-len(pictures) // columns) * (h + gap)), "white")
+    for i, picture in enumerate(pictures):
+        page.paste(picture.resize((w, h)), (i % columns * (w + gap), i // columns * (h + gap)))
+    return page
 
 
 def draw_pairs(found: Sequence[Reconstruction], columns: int = 4) -> Image.Image:
