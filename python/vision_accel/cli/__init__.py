@@ -18,7 +18,7 @@ SOME_IMAGES_BAD = 3
 # Command -> what it does. The module of the same name has run(argv) -> exit code.
 COMMANDS = {
     "info": "show the build, the instruction set, threads and devices",
-    "demo": "train, evaluate, save and time a small ViT on handwritten digits",
+    "demo": "train and show a small ViT (demo), CLIP (demo clip) or AutoencoderKL (demo autoencoder-kl)",
     "train": "train a model on a folder of images:  train vit --help",
     "eval": "top-1 and top-5 accuracy of a classifier or a CLIP on a labelled folder",
     "classify": "label images: files, folders or patterns",
