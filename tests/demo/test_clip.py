@@ -18,7 +18,7 @@ def read(root, part):
 def test_unseen_combinations_are_in_no_training_picture(tmp_path):
     assert len({*scenes.LABELS}) == len(scenes.COLORS) * len(scenes.SHAPES)
     assert {u.split()[0] for u in scenes.UNSEEN} == {*scenes.COLORS}
-    assert scenes.write_scenes(tmp_path, 0, 300, 60) == (300, 60)
+    assert scenes.write_scenes(tmp_path, 0, 300, 200) == (300, 200)
     train, test = read(tmp_path, "train"), read(tmp_path, "test")
     assert {r["label"] for r in test} == {*scenes.UNSEEN}
     assert not {r["label"] for r in train} & {*scenes.UNSEEN}

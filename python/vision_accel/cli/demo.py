@@ -53,7 +53,7 @@ class ClipDemo:
 
     output: Path = Path("demo_output/clip")
     """Folder for the pictures, the run, curves.png, predictions.png and retrieval.png."""
-    steps: int = 2000
+    steps: int = 2500
     """Steps of training."""
     seed: int = 0
     """Seed of the pictures, the weights and the order."""

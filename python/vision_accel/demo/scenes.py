@@ -9,10 +9,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIZE = 32  # pixels
+# Each has neighbours: what a model learns of a shape in one colour reaches the colours near it.
 COLORS = {
     "red": (214, 40, 40), "orange": (245, 130, 30), "yellow": (240, 215, 40), "lime": (150, 225, 40),
-    "green": (30, 140, 50), "cyan": (40, 210, 220), "blue": (40, 70, 220), "purple": (125, 50, 180),
-    "pink": (250, 130, 190), "brown": (110, 65, 30), "black": (20, 20, 20),
+    "green": (30, 140, 50), "teal": (30, 170, 150), "cyan": (40, 210, 225), "azure": (50, 140, 235),
+    "blue": (40, 60, 210), "purple": (125, 50, 180), "pink": (250, 130, 190), "brown": (110, 65, 30),
+    "black": (20, 20, 20),
 }  # fmt: skip
 SHAPES = ("circle", "triangle", "cross", "ring", "bar", "pillar")
 SIZES = {"small": 0.75, "large": 1.0}
