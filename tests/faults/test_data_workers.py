@@ -26,15 +26,14 @@ class Killer(Classify):
         return super().loss(model, batch, rng)
 
 
-# torch raises the error from a signal handler, now and then where nobody can catch it; the loader then finds
-# the dead worker by itself.
-@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 def test_killed_worker(small_run):
+    handler = signal.getsignal(signal.SIGCHLD)
     small_run.data.workers, small_run.train.save_every, small_run.train.steps = 2, 2, 1000
     with pytest.raises(DataError, match="a data loading worker died") as caught:
         fit(small_run, Killer(small_run, World(torch.device("cpu"))))
     assert "\n" not in str(caught.value)
     assert not multiprocessing.active_children()
+    assert signal.getsignal(signal.SIGCHLD) is handler  # torch's raises anywhere, also where a lock is held
     checkpoints = Path(small_run.train.out) / "checkpoints"
     assert checkpoint.load_latest(checkpoints).step >= 2
     assert not list(checkpoints.glob("*.tmp"))

@@ -8,6 +8,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -233,19 +234,20 @@ class Loader:
             self._batches: Iterator[Batch] = _in_threads(samples, batches, collate, workers)
             return
         before = multiprocessing.active_children()
-        self._batches = iter(
-            DataLoader(
-                samples,
-                batch_sampler=batches,
-                collate_fn=collate,
-                num_workers=workers,
-                multiprocessing_context=start_method if workers else None,
-                timeout=timeout if workers else 0,
-                worker_init_fn=_ignore_signals,
-                pin_memory=pin_memory,
-                generator=torch.Generator(),  # leaves torch's own generator alone
+        with _signals_kept():
+            self._batches = iter(
+                DataLoader(
+                    samples,
+                    batch_sampler=batches,
+                    collate_fn=collate,
+                    num_workers=workers,
+                    multiprocessing_context=start_method if workers else None,
+                    timeout=timeout if workers else 0,
+                    worker_init_fn=_ignore_signals,
+                    pin_memory=pin_memory,
+                    generator=torch.Generator(),  # leaves torch's own generator alone
+                )
             )
-        )
         self.processes = [p for p in multiprocessing.active_children() if p not in before]
 
     def __iter__(self) -> Iterator[Batch]:
@@ -275,6 +277,19 @@ class Loader:
             if process.is_alive():
                 process.kill()
                 process.join()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Undo torch's handler of SIGCHLD, which raises wherever the main thread is when a worker dies.
+
+    Inside a callback of fork(), such as logging's, that leaves a lock taken for ever. Without the handler,
+    waiting for a batch finds the dead worker, within 5 seconds.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if signal.getsignal(signal.SIGCHLD) is not before:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def default_workers() -> int:
