@@ -3,14 +3,15 @@
 
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vision_accel.data.preprocess import Preprocess
-from vision_accel.data.source import Source
+if TYPE_CHECKING:
+    from vision_accel.data.preprocess import Preprocess
+    from vision_accel.data.source import Source
 
 
 def dali_rows(
-    source: Source, recipe: Preprocess, batches: list[list[int]], threads: int
+    source: "Source", recipe: "Preprocess", batches: list[list[int]], threads: int
 ) -> Iterator[tuple[str, Callable[[], Iterator[int]]]]:
     """Names and passes, each of which yields the number of images of its batches; none without DALI.
 

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import vision_accel as va
-from vision_accel.data.images import load_image
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -32,6 +32,10 @@ def find(arguments: Sequence[str]) -> list[str]:
 
 def write_grid(file: Path, title: str, scores: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> None:
     """One PNG of images and, below each, names with scores; a file that is gone leaves a gap."""
+    from PIL import Image  # noqa: PLC0415  (slow to import, as torch is: --help must not wait for them)
+
+    from vision_accel.data.images import load_image  # noqa: PLC0415
+
     cards = []
     for source, named in scores:
         card = va.infer.Classification(source, [va.infer.Prediction(*pair) for pair in named])
@@ -54,20 +58,30 @@ def read_lines(file: Path | None) -> list[str]:
 
 
 @dataclass
-class Placed:
-    """The options of a command that say where and in what type its model runs."""
+class OnDevice:
+    """The option of a command that says where its model runs."""
 
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU when there is one and this build has CUDA kernels."""
+
+
+@dataclass
+class Placed(OnDevice):
+    """The options of a command that say where and in what type its model runs."""
+
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Storage type of the weights."""
 
+    @property
+    def torch_dtype(self) -> "torch.dtype":
+        """The type that ``dtype`` names."""
+        import torch  # noqa: PLC0415
+
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
+
     def load(self, name: str) -> Any:
         """``va.load`` to this place."""
-        import torch  # noqa: PLC0415  (slow to import: --help must not wait for it)
-
-        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        return va.load(name, self.device, dtypes[self.dtype])
+        return va.load(name, self.device, self.torch_dtype)
 
 
 def load_autoencoder(place: Placed, name: str, max_memory: str | None) -> Any:

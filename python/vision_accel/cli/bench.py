@@ -4,32 +4,35 @@
 import json
 import statistics
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 import vision_accel as va
+from vision_accel.cli._images import Placed
 from vision_accel.cli._options import parse
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
-class Bench:
-    """Measure images per second of a model on random input; ``bench data`` measures the loaders.
+class Bench(Placed):
+    """Measure images and texts per second of a model on random input; ``bench data`` measures the loaders.
 
     ``python -m bench`` of a source checkout compares with other engines in the same run.
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")] = tyro.MISSING
-    """Model name (vit_base_patch16_224) or directory."""
+    """Model name (vit_base_patch16_224, ViT-B-32, autoencoder_kl_sd), directory or hub id."""
     batch_size: str = "1,8"
     """Images per pass; several with commas."""
-    device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: a GPU when there is one and this build has CUDA kernels."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Storage type of weights and activations."""
+    img_size: int | None = None
+    """Height and width of the images of an AutoencoderKL (None: those it was made for)."""
     threads: int | None = None
     """Threads to use (None: one per core)."""
     seconds: float = 5.0
@@ -70,42 +73,72 @@ def run(argv: list[str]) -> int:
             raise ValueError(f"--threads: must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
     is_path = Path(options.model).exists() or "/" in options.model
-    model = va.load(options.model) if is_path else va.create_model(options.model)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
-    device = va.models.choose_device(options.device)
+    dtype, device = options.torch_dtype, va.models.choose_device(options.device)
+    model = options.load(options.model) if is_path else va.create_model(options.model)
     model = model.eval().to(device, dtype)
-    height, width = model.config.img_size
-
-    def infer(x: torch.Tensor) -> None:
-        model(x)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
     records = []
     for size in sizes:
-        x = torch.randn(size, model.config.in_chans, height, width, device=device, dtype=dtype)
-        with torch.inference_mode():
-            times = _times(lambda x=x: infer(x), options.seconds)
-        records.append(
-            {
-                "model": options.model,
-                "infer_samples_per_sec": size / statistics.median(times),
-                "infer_step_time": 1e3 * statistics.median(times),
-                "infer_step_time_min": 1e3 * min(times),
-                "infer_batch_size": size,
-                "infer_img_size": height if height == width else f"{height}x{width}",
-                "infer_gmacs": gmacs(model),
-                "param_count": model.num_params() / 1e6,
-            }
-        )
+        for part, image, call in _passes(model, size, options.img_size, device, dtype):
+            with torch.inference_mode():
+                times = _times(call, options.seconds)
+            records.append(
+                {
+                    "model": f"{options.model} {part}".strip(),
+                    "infer_samples_per_sec": size / statistics.median(times),
+                    "infer_step_time": 1e3 * statistics.median(times),
+                    "infer_step_time_min": 1e3 * min(times),
+                    "infer_batch_size": size,
+                    "infer_img_size": image,
+                    "infer_gmacs": gmacs(model) if isinstance(model, va.ViT) else None,
+                    "param_count": model.num_params() / 1e6,
+                }
+            )
     if options.json:
         print(json.dumps(records, indent=2))
         return 0
-    rows = [[name for name, _ in COLUMNS], *([format(r[n], f) for n, f in COLUMNS] for r in records)]
+    rows = [[name for name, _ in COLUMNS]]
+    rows += [["-" if r[name] is None else format(r[name], form) for name, form in COLUMNS] for r in records]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
     return 0
+
+
+def _passes(
+    model: Any, batch: int, img_size: int | None, device: "torch.device", dtype: "torch.dtype"
+) -> Iterator[tuple[str, int | str | None, Callable[[], Any]]]:
+    """What the model does with a batch of random input: a name, the size of the images, and the pass."""
+    import torch  # noqa: PLC0415
+
+    def forward(run: Callable[[torch.Tensor], Any], *shape: int) -> Callable[[], None]:
+        x = torch.randn(batch, *shape, device=device, dtype=dtype)
+
+        def call() -> None:
+            run(x)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        return call
+
+    if isinstance(model, va.AutoencoderKL):
+        c = model.config
+        side = img_size or c.sample_size
+        yield "encode", side, forward(model.encode, c.in_channels, side, side)
+        yield "decode", side, forward(model.decode, c.latent_channels, side // c.factor, side // c.factor)
+        return
+    if img_size is not None:
+        raise ValueError("--img-size: is for an AutoencoderKL; other models know the size of their images")
+    tower = model.config.vision if isinstance(model, va.CLIP) else model.config
+    height, width = tower.img_size
+    image = height if height == width else f"{height}x{width}"
+    if not isinstance(model, va.CLIP):
+        yield "", image, forward(model, tower.in_chans, height, width)
+        return
+    yield "image", image, forward(model.encode_image, tower.in_chans, height, width)
+    text = model.config.text
+    tokens = torch.zeros(batch, text.context_length, dtype=torch.int64, device=device)
+    tokens[:, -1] = min(text.eos_id, text.vocab_size - 1)  # no text ends earlier
+    yield "text", None, forward(lambda _: model.encode_text(tokens))
 
 
 def _times(call: Any, seconds: float) -> list[float]:

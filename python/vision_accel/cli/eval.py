@@ -13,15 +13,13 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 import vision_accel as va
 from vision_accel.cli import SOME_IMAGES_BAD
-from vision_accel.cli._images import complain
+from vision_accel.cli._images import OnDevice, complain
 from vision_accel.cli._options import parse
-from vision_accel.data.folder import open_images
 from vision_accel.data.source import SampleError, Source
-from vision_accel.models.zero_shot import ZeroShot
 
 
 @dataclass
-class Eval:
+class Eval(OnDevice):
     """Top-1 and top-5 accuracy of a classifier on a folder that holds one folder of images per class.
 
     A CLIP chooses among the names of the folders ("hot_dog" is read as "hot dog").
@@ -37,8 +35,6 @@ class Eval:
     """Images per pass; changes speed and memory, not results."""
     workers: int = 2
     """Processes that decode images; 0: none."""
-    device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: a GPU when there is one and this build has CUDA kernels."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the arithmetic."""
     max_bad_fraction: float = 0.05
@@ -54,6 +50,9 @@ class Eval:
 def run(argv: list[str]) -> int:
     """Run the command."""
     options = parse(Eval, argv, "vision-accel eval")
+    from vision_accel.data.folder import open_images  # noqa: PLC0415  (--help must not wait for torch)
+    from vision_accel.models.zero_shot import ZeroShot  # noqa: PLC0415
+
     folder = open_images(options.data)
     model = va.load(options.model, options.device)
     if isinstance(model, va.CLIP):
