@@ -48,33 +48,6 @@ def classes(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def run(capsys):
-    """Runs one command; returns its exit code, stdout and stderr."""
-
-    def call(*argv):
-        code = main([str(a) for a in argv])
-        return code, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def fails(run):
-    """Runs a command that must fail with exit code 2 and one line on stderr, which is returned."""
-
-    def call(*argv):
-        code, out, err = run(*argv)
-        assert code == 2, err
-        assert out == ""
-        assert err.count("\n") == 1, err
-        assert err.startswith("vision-accel")
-        assert "Traceback" not in err
-        return err
-
-    return call
-
-
 # The frame.
 
 
@@ -358,33 +331,6 @@ def test_convert(run, fails, model_dir, classes, tmp_path, layout):
     (tmp_path / "file").write_text("")
     fails("convert", model_dir, tmp_path / "file" / "sub")
     assert "onnx" in fails("convert", model_dir, tmp_path / "other", "--layout", "onnx")
-
-
-def test_bench(run, fails, model_dir):
-    code, out, _ = run("bench", model_dir, "--batch-size", "1,3", "--seconds", 0)
-    assert code == 0
-    header, *rows = out.splitlines()
-    assert header.split()[:2] == ["model", "infer_samples_per_sec"]
-    assert len(rows) == 2
-    records = json.loads(run("bench", "vit_tiny_patch16_224", "--batch-size", 1, "--seconds", 0, "--json")[1])
-    # timm's results/benchmark-infer table says 5.72 M parameters and 1.26 GMACs.
-    assert records[0]["param_count"] == pytest.approx(5.72, abs=0.01)
-    assert records[0]["infer_gmacs"] == pytest.approx(1.26, abs=0.01)
-    _, out, _ = run("bench", "test_clip", "--batch-size", 2, "--seconds", 0)
-    assert [line.split()[:2] for line in out.splitlines()[1:]] == [
-        ["test_clip", "image"],
-        ["test_clip", "text"],
-    ]
-    _, out, _ = run(
-        "bench", "autoencoder_kl_sd", "--img-size", 16, "--batch-size", 1, "--seconds", 0, "--json"
-    )
-    assert [(r["model"].split()[1], r["infer_img_size"]) for r in json.loads(out)] == [
-        ("encode", 16),
-        ("decode", 16),
-    ]
-    assert "--img-size" in fails("bench", "test_clip", "--img-size", 64)
-    assert "did you mean" in fails("bench", "vit_tiny_patch16_244")
-    assert "vit_tiny_patch16_224" in fails("bench", "vit_tiny_patch16_244")
 
 
 def test_train(run, fails, classes, tmp_path):
