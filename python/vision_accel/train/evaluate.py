@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Top-1, top-5 and loss of a classifier on a folder of images."""
+"""Evaluation: the pass over the images that every task makes; top-1, top-5 and loss of a classifier."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import vision_accel as va
 from vision_accel import ops
@@ -75,11 +75,8 @@ def evaluate(
         classifier,
         labelled(classifier, folder),
         transform,
-        world=World(next(classifier.parameters()).device),
-        batch_size=batch_size,
-        workers=workers,
-        precision=precision,
-        max_bad_fraction=max_bad_fraction,
+        World(next(classifier.parameters()).device),
+        EvalOptions(batch_size, workers, precision=precision, max_bad_fraction=max_bad_fraction),
     )
     assert result is not None  # nobody interrupts
     return result
@@ -99,48 +96,81 @@ def labelled(model: nn.Module, folder: str | os.PathLike[str]) -> Source:
     return source
 
 
+@dataclass(frozen=True)
+class EvalOptions:
+    """How a run evaluates; the fields are those of :func:`evaluate` and of the training options."""
+
+    batch_size: int = 64
+    workers: int = 0
+    start_method: str = "fork"
+    precision: str = "fp32"
+    max_bad_fraction: float = 0.05
+    dali: DaliOptions | None = None
+
+
 def evaluate_folder(
     model: nn.Module,
     folder: Source,
     transform: EvalTransform,
-    *,
     world: World,
-    batch_size: int,
-    workers: int,
-    start_method: str = "fork",
-    dali: DaliOptions | None = None,
-    precision: str = "fp32",
-    max_bad_fraction: float = 0.05,
+    options: EvalOptions,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> EvalResult | None:
-    """Evaluate on the processes of a run, each on its share of the images; None if interrupted.
-
-    The model's mode (training or evaluation) is left as it was found.
-    """
+    """Evaluate a classifier on the processes of a run; None if interrupted."""
     start = time.perf_counter()
-    mine = list(range(world.rank, len(folder), world.size))
-    batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
     sums = torch.zeros(4, dtype=torch.float64)  # images, top-1, top-5, loss
+
+    def score(batch: dict[str, Tensor]) -> None:
+        sums.add_(_score(model, batch))
+
+    bad = evaluation_pass(model, EvalImages(folder, transform), score, world, options, interrupted)
+    if bad is None:
+        return None
+    images, top1, top5, loss = world.sum(sums.tolist())
+    seconds = time.perf_counter() - start
+    return EvalResult(top1 / images, top5 / images, loss / images, int(images), images / seconds, bad)
+
+
+def evaluation_pass(
+    model: nn.Module,
+    samples: EvalImages,
+    score: Callable[[dict[str, Tensor]], None],
+    world: World,
+    options: EvalOptions,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> list[BadSample] | None:
+    """Call ``score`` with each batch of this process's share of the samples, on the model's device.
+
+    The model is in evaluation mode meanwhile, under autocast where the options say so, without gradients.
+
+    Returns:
+        The samples of all processes that could not be read, or None if one of them was interrupted.
+
+    Raises:
+        DataError: too many of them, or all.
+    """
+    source, size = samples.source, options.batch_size
+    mine = list(range(world.rank, len(source), world.size))
     bad: list[BadSample] = []
     was_training = model.training
     model.eval()
     stopped = False
     try:
         loader = create_loader(
-            EvalImages(folder, transform),
-            batches,
+            samples,
+            [mine[i : i + size] for i in range(0, len(mine), size)],
             collate_eval,
-            dali=dali,
-            batch_size=batch_size,
+            dali=options.dali,
+            batch_size=size,
             device=world.device,
-            workers=workers,
-            start_method=start_method,
+            workers=options.workers,
+            start_method=options.start_method,
         )
-        with loader, torch.no_grad(), autocast(world.device, precision):
+        with loader, torch.no_grad(), autocast(world.device, options.precision):
             for batch in loader:
                 bad += batch.bad
                 if batch.tensors:
-                    sums += _score(model, {k: v.to(world.device) for k, v in batch.tensors.items()})
+                    score({k: v.to(world.device) for k, v in batch.tensors.items()})
                 stopped = interrupted()
                 if stopped:
                     break
@@ -153,14 +183,12 @@ def evaluate_folder(
     if world.any(stopped):
         return None
     bad = world.gather(bad)
-    if len(bad) > max_bad_fraction * len(folder) or len(bad) == len(folder):
-        raise too_many_bad(folder.root, len(folder), {b.file: b.error for b in bad}, max_bad_fraction)
-    images, top1, top5, loss = world.sum(sums.tolist())
-    seconds = time.perf_counter() - start
-    return EvalResult(top1 / images, top5 / images, loss / images, int(images), images / seconds, bad)
+    if len(bad) > options.max_bad_fraction * len(source) or len(bad) == len(source):
+        raise too_many_bad(source.root, len(source), {b.file: b.error for b in bad}, options.max_bad_fraction)
+    return bad
 
 
-def _score(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+def _score(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     label = batch["label"]
     logits = model(batch["image"]).float()
     loss = ops.cross_entropy(logits, label, reduction="sum")

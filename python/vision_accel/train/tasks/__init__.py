@@ -9,9 +9,12 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+import vision_accel as va
 from vision_accel.data.loader import Batch, Sample
-from vision_accel.train.config import Config
+from vision_accel.train.config import Config, ModelOptions
 from vision_accel.train.distributed import World
+from vision_accel.train.errors import ConfigError
+from vision_accel.train.evaluate import EvalOptions
 
 
 class Task(Protocol):
@@ -70,3 +73,28 @@ def create_task(config: Config, world: World) -> Task:
         "contrastive": Contrastive,
     }
     return tasks[config.task](config, world)
+
+
+def start_model(
+    options: ModelOptions, settings: dict[str, Any], create: Callable[..., Any] = va.create_model
+) -> Any:
+    """The model of the checkpoint or else of the name in the options. Raises ConfigError."""
+    try:
+        if options.init_from:
+            return va.load(options.init_from, **settings).train()
+        return create(options.name, **settings)
+    except (OSError, TypeError, ValueError) as e:
+        raise ConfigError(f"model{'.init_from' if options.init_from else ''}: {e}") from e
+
+
+def eval_options(config: Config) -> EvalOptions:
+    """How a run evaluates."""
+    data = config.data
+    return EvalOptions(
+        data.eval_batch_size,
+        config.worker_count(),
+        data.start_method,
+        config.train.precision,
+        data.max_bad_fraction,
+        config.dali(evaluation=True),
+    )

@@ -14,24 +14,16 @@ from torch.func import functional_call
 from torch.utils.data import Dataset
 
 import vision_accel as va
-from vision_accel.data.dali import create_loader
-from vision_accel.data.folder import open_images, too_many_bad
-from vision_accel.data.loader import (
-    Batch,
-    EvalImages,
-    Sample,
-    TrainImages,
-    collate_eval,
-    collate_train,
-)
+from vision_accel.data.folder import open_images
+from vision_accel.data.loader import Batch, EvalImages, Sample, TrainImages, collate_train
 from vision_accel.data.preprocess import Preprocess
-from vision_accel.data.source import BadSample
 from vision_accel.train.autoencode_options import AutoencodeOptions
 from vision_accel.train.config import Config
 from vision_accel.train.discriminator import PatchDiscriminator, discriminator_loss, load_lpips, psnr, ssim
 from vision_accel.train.distributed import World
 from vision_accel.train.errors import ConfigError
-from vision_accel.train.evaluate import autocast
+from vision_accel.train.evaluate import evaluation_pass
+from vision_accel.train.tasks import eval_options, start_model
 
 _log = logging.getLogger(__name__)
 _SHOWN = 8  # images in reconstructions.png
@@ -137,13 +129,7 @@ class Autoencode:
         widths = settings.get("block_out_channels")
         if isinstance(widths, str):
             settings["block_out_channels"] = tuple(int(w) for w in widths.split(","))
-        try:
-            if options.init_from:
-                vae: Any = va.load(options.init_from, **settings).train()
-            else:
-                vae = va.create_model(options.name, **settings)
-        except (OSError, TypeError, ValueError) as e:
-            raise ConfigError(f"model{'.init_from' if options.init_from else ''}: {e}") from e
+        vae = start_model(options, settings)
         if not isinstance(vae, va.AutoencoderKL):
             raise ConfigError(f"model.name: {options.name} is a {type(vae).__name__}, not an AutoencoderKL")
         factor = vae.config.factor
@@ -167,52 +153,24 @@ class Autoencode:
         """PSNR and SSIM of reconstructions of the validation images; draws some beside the curves."""
         if self.val is None:
             return None
-        world, data = self.world, self.config.data
+        world = self.world
         vae: Any = model.vae
-        mine = list(range(world.rank, len(self.val), world.size))
-        size = data.eval_batch_size
-        batches = [mine[i : i + size] for i in range(0, len(mine), size)]
         sums = torch.zeros(4, dtype=torch.float64)  # images, PSNR, SSIM, absolute error
-        bad: list[BadSample] = []
         shown: list[Tensor] = []
-        loader = create_loader(
-            EvalImages(self.val, self.preprocess),
-            batches,
-            collate_eval,
-            dali=self.config.dali(evaluation=True),
-            batch_size=size,
-            device=self.world.device,
-            workers=self.config.worker_count(),
-            start_method=data.start_method,
-        )
-        stopped = False
-        was_training = vae.training
-        vae.eval()
-        try:
-            with loader, torch.no_grad(), autocast(world.device, self.config.train.precision):
-                for batch in loader:
-                    bad += batch.bad
-                    if batch.tensors:
-                        images = batch.tensors["image"].to(world.device)
-                        fake = vae(images, return_dict=False)[0]
-                        pairs = [((t.float() + 1) / 2).clamp(0, 1) for t in (images, fake)]
-                        error = (pairs[0] - pairs[1]).abs().mean((1, 2, 3))
-                        scores = [s.sum().double().cpu() for s in (psnr(*pairs), ssim(*pairs), error)]
-                        sums += torch.stack([sums.new_tensor(len(images)), *scores])
-                        if len(shown) < _SHOWN:
-                            shown += [torch.cat(p, 1).cpu() for p in zip(*pairs, strict=True)]
-                    stopped = interrupted()
-                    if stopped:
-                        break
-        finally:
-            vae.train(was_training)
-        if world.any(stopped):
+
+        def score(batch: dict[str, Tensor]) -> None:
+            images = batch["image"]
+            fake = vae(images, return_dict=False)[0]
+            pairs = [((t.float() + 1) / 2).clamp(0, 1) for t in (images, fake)]
+            error = (pairs[0] - pairs[1]).abs().mean((1, 2, 3))
+            scores = [s.sum().double().cpu() for s in (psnr(*pairs), ssim(*pairs), error)]
+            sums.add_(torch.stack([sums.new_tensor(len(images)), *scores]))
+            if len(shown) < _SHOWN:
+                shown.extend(torch.cat(p, 1).cpu() for p in zip(*pairs, strict=True))
+
+        samples = EvalImages(self.val, self.preprocess)
+        if evaluation_pass(vae, samples, score, world, eval_options(self.config), interrupted) is None:
             return None
-        bad = world.gather(bad)
-        if len(bad) > data.max_bad_fraction * len(self.val) or len(bad) == len(self.val):
-            raise too_many_bad(
-                self.val.root, len(self.val), {b.file: b.error for b in bad}, data.max_bad_fraction
-            )
         if world.leads and shown:
             self._draw(shown[:_SHOWN])
         count, *totals = world.sum(sums.tolist())

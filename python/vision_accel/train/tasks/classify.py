@@ -20,6 +20,7 @@ from vision_accel.train.config import Config
 from vision_accel.train.distributed import World
 from vision_accel.train.errors import ConfigError
 from vision_accel.train.evaluate import evaluate_folder
+from vision_accel.train.tasks import eval_options, start_model
 
 _log = logging.getLogger(__name__)
 
@@ -61,13 +62,7 @@ class Classify:
         settings.update(drop_path_rate=options.drop_path, patch_drop_rate=options.patch_dropout)
         if options.img_size is not None:
             settings["img_size"] = options.img_size
-        try:
-            if options.init_from:
-                model: Any = va.load(options.init_from, **settings).train()
-            else:
-                model = va.create_model(options.name, **settings)
-        except (OSError, TypeError, ValueError) as e:
-            raise ConfigError(f"model{'.init_from' if options.init_from else ''}: {e}") from e
+        model = start_model(options, settings)
         if model.preprocess is None:
             h, w = model.config.img_size
             resize: Literal["shortest", "squash"] = "shortest" if h == w else "squash"  # hf has both
@@ -99,20 +94,8 @@ class Classify:
         """Loss, top-1 and top-5 on the validation folder."""
         if self.val is None:
             return None
-        data = self.config.data
-        result = evaluate_folder(
-            model,
-            self.val,
-            self.preprocess,
-            world=self.world,
-            batch_size=data.eval_batch_size,
-            workers=self.config.worker_count(),
-            start_method=data.start_method,
-            dali=self.config.dali(evaluation=True),
-            precision=self.config.train.precision,
-            max_bad_fraction=data.max_bad_fraction,
-            interrupted=interrupted,
-        )
+        options = eval_options(self.config)
+        result = evaluate_folder(model, self.val, self.preprocess, self.world, options, interrupted)
         if result is None:
             return None
         if result.bad and self.world.leads:

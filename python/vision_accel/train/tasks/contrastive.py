@@ -13,16 +13,8 @@ from torch.utils.data import Dataset
 
 import vision_accel as va
 from vision_accel.data.captions import open_captions
-from vision_accel.data.dali import create_loader
 from vision_accel.data.folder import open_images
-from vision_accel.data.loader import (
-    Batch,
-    EvalImages,
-    Sample,
-    TrainImages,
-    collate_eval,
-    collate_train,
-)
+from vision_accel.data.loader import Batch, EvalImages, Sample, TrainImages, collate_train
 from vision_accel.data.source import SampleError, Source
 from vision_accel.data.tokenizer import Tokenizer
 from vision_accel.models.zero_shot import ZeroShot
@@ -30,7 +22,8 @@ from vision_accel.train.config import Config
 from vision_accel.train.contrastive_loss import contrastive_loss
 from vision_accel.train.distributed import World
 from vision_accel.train.errors import ConfigError
-from vision_accel.train.evaluate import autocast, evaluate_folder
+from vision_accel.train.evaluate import evaluate_folder, evaluation_pass
+from vision_accel.train.tasks import eval_options, start_model
 
 _log = logging.getLogger(__name__)
 
@@ -87,27 +80,15 @@ class Contrastive:
         settings |= {"drop_path_rate": options.drop_path, "patch_drop_rate": options.patch_dropout}
         if options.img_size is not None:
             settings["img_size"] = options.img_size
+        model = start_model(options, settings, self._with_vocabulary if own.vocab_size else va.create_model)
+        if not isinstance(model, va.CLIP):
+            raise ConfigError(f"model: expected a CLIP, got a {type(model).__name__}")
+        if model.preprocess is None:
+            raise ConfigError("model: the checkpoint does not say how pictures are prepared")
         try:
-            if options.init_from:
-                model: Any = va.load(options.init_from, **settings).train()
-            else:
-                tokenizer = None
-                if own.vocab_size:
-                    texts = (c for i in range(len(self.source)) for c in self.source.captions(i))
-                    length = int(settings.get("context_length", settings.get("text.context_length", 0)))
-                    tokenizer = Tokenizer.train(texts, own.vocab_size, length or 77)
-                    settings["text.vocab_size"] = tokenizer.vocab_size
-                model = va.create_model(options.name, **settings)
-                if tokenizer is not None:
-                    tokenizer.context_length = model.config.text.context_length
-                    model.tokenizer = tokenizer
-            if not isinstance(model, va.CLIP):
-                raise ValueError(f"expected a CLIP, got a {type(model).__name__}")
-            if model.preprocess is None:
-                raise ValueError("the checkpoint does not say how pictures are prepared")
             _ = model.tokenizer
-        except (OSError, TypeError, ValueError) as e:
-            raise ConfigError(f"model{'.init_from' if options.init_from else ''}: {e}") from e
+        except (OSError, ValueError) as e:
+            raise ConfigError(f"model: {e}") from e
         if own.lock_image:
             model.lock_image_tower(own.unlocked_image_groups)
         if own.lock_text:
@@ -116,6 +97,16 @@ class Contrastive:
             model.set_grad_checkpointing()
         self.model = model
         return cast(nn.Module, model)
+
+    def _with_vocabulary(self, name: str, **settings: Any) -> Any:
+        """A new model whose tokenizer learns its vocabulary from the captions."""
+        texts = (c for i in range(len(self.source)) for c in self.source.captions(i))
+        length = int(settings.get("context_length", settings.get("text.context_length", 0)))
+        tokenizer = Tokenizer.train(texts, self.config.contrastive.vocab_size, length or 77)
+        model: Any = va.create_model(name, **settings | {"text.vocab_size": tokenizer.vocab_size})
+        tokenizer.context_length = model.config.text.context_length
+        model.tokenizer = tokenizer
+        return model
 
     def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Embeddings of pictures and of texts, the logit scale, and the bias of a SigLIP."""
@@ -135,69 +126,36 @@ class Contrastive:
         """Recall at 1, 5 and 10 both ways, and zero-shot accuracy, on what there is to evaluate on."""
         metrics: dict[str, Any] = {}
         if self.val is not None:
-            found = self._retrieval(cast(va.CLIP, model), self.val, interrupted)
+            found = self._retrieval(model, self.val, interrupted)
             if found is None:
                 return None
             metrics |= found
         if self.folder is not None:
-            data = self.config.data
             names = [name.replace("_", " ") for name in self.folder.classes]
             templates = self.config.contrastive.templates
             classifier = ZeroShot(cast(va.CLIP, model), self.folder.classes, templates, names=names)
-            result = evaluate_folder(
-                classifier,
-                self.folder,
-                self.model.preprocess,
-                world=self.world,
-                batch_size=data.eval_batch_size,
-                workers=self.config.worker_count(),
-                start_method=data.start_method,
-                dali=self.config.dali(evaluation=True),
-                precision=self.config.train.precision,
-                max_bad_fraction=data.max_bad_fraction,
-                interrupted=interrupted,
-            )
+            transform, options = self.model.preprocess, eval_options(self.config)
+            result = evaluate_folder(classifier, self.folder, transform, self.world, options, interrupted)
             if result is None:
                 return None
             metrics |= {"eval_zero_shot_top1": result.top1, "eval_zero_shot_top5": result.top5}
         return metrics or None
 
     def _retrieval(
-        self, model: va.CLIP, captions: Source, interrupted: Callable[[], bool]
-    ) -> dict[str, Any] | None:
-        data = self.config.data
+        self, model: nn.Module, captions: Source, interrupted: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        pairs: list[tuple[Tensor, Tensor]] = []
+
+        def embed(batch: dict[str, Tensor]) -> None:
+            image, text, *_ = self.outputs(model, batch)
+            pairs.append((image.float().cpu(), text.float().cpu()))
+
         samples = EvalImages(captions, self.model.preprocess, TokenIds(self.model.tokenizer))
-        size = data.eval_batch_size
-        batches = [[*range(i, min(i + size, len(captions)))] for i in range(0, len(captions), size)]
-        images: list[Tensor] = []
-        texts: list[Tensor] = []
-        training = model.training
-        model.eval()
-        try:
-            loader = create_loader(
-                samples,
-                batches,
-                collate_eval,
-                dali=self.config.dali(evaluation=True),
-                batch_size=size,
-                device=self.world.device,
-                workers=self.config.worker_count(),
-                start_method=data.start_method,
-            )
-            with loader, torch.no_grad(), autocast(self.world.device, self.config.train.precision):
-                for batch in loader:
-                    if batch.tensors:
-                        tensors = {k: v.to(self.world.device) for k, v in batch.tensors.items()}
-                        image, text, *_ = self.outputs(model, tensors)
-                        images.append(image.float())
-                        texts.append(text.float())
-                    if self.world.any(interrupted()):
-                        return None
-        finally:
-            model.train(training)
-        if not images:
-            raise ConfigError(f"data.val: no picture of {captions.root} can be read")
-        return retrieval(torch.cat(images), torch.cat(texts))
+        options = eval_options(self.config)
+        if evaluation_pass(model, samples, embed, self.world, options, interrupted) is None:
+            return None
+        images, texts = zip(*self.world.gather(pairs), strict=True)
+        return retrieval(torch.cat(images).to(self.world.device), torch.cat(texts).to(self.world.device))
 
     def export(self, model: nn.Module, directory: Path) -> None:
         """Save for ``va.load``: in Hugging Face layout, or in open_clip's if that one cannot express it."""
