@@ -2,7 +2,6 @@
 import os
 import shutil
 import signal
-import threading
 import time
 from functools import partial
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vision_accel.data.augment import AugmentConfig, train_transform
 from vision_accel.data.folder import ImageFolder
 from vision_accel.data.images import load_image
 from vision_accel.data.loader import (
@@ -38,7 +38,9 @@ def prepare(file):
 
 def read(folder, start=0, stop=6, seed=5, **options):
     data = TrainImages(folder, augment, seed)
-    with Loader(data, BatchPlan(Order(len(data), seed), 16, start, stop), collate_train, **options) as loader:
+    with Loader(
+        data, BatchPlan(Order(len(data), seed), 16, start, stop), collate_train, batch_size=16, **options
+    ) as loader:
         return list(loader)
 
 
@@ -124,37 +126,65 @@ def test_a_run_of_unreadable_images_is_an_error(tmp_path):
 def test_evaluation_leaves_unreadable_images_out(image_root, tmp_path):
     folder = break_files(image_root, tmp_path, "red/3.png")
     batches = [list(range(i, min(i + 16, 60))) for i in range(0, 60, 16)]
-    with Loader(EvalImages(folder, prepare), batches, collate_eval, workers=2) as loader:
+    with Loader(EvalImages(folder, prepare), batches, collate_eval, batch_size=16, workers=2) as loader:
         found = list(loader)
     labels = torch.cat([b.tensors["label"] for b in found])
     assert labels.bincount().tolist() == [20, 20, 19]
     assert [b.file for batch in found for b in batch.bad] == ["red/3.png"]
 
 
-def test_threads_give_the_same_batches(image_root, tmp_path):
-    folder = break_files(image_root, tmp_path, "red/3.png")
-    batches = [list(range(i, min(i + 16, 60))) for i in range(0, 60, 16)]
-    samples = EvalImages(folder, Preprocess(size=(8, 8)))
-    read = []
-    for threads in (False, True):
-        with Loader(samples, batches, collate_eval, workers=2, threads=threads) as loader:
-            read.append(list(loader))
-    assert same(*read)
-    assert [b.file for batch in read[1] for b in batch.bad] == ["red/3.png"]
-    assert [b.indices for b in read[1]] == [b.indices for b in read[0]]
-    before = threading.active_count()
-    with Loader(samples, batches * 50, collate_eval, workers=2, threads=True) as loader:
-        next(loader)
-        assert threading.active_count() > before
-    assert threading.active_count() == before  # stopped early
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("held", [True, False])
+def test_images_handed_over_in_shared_memory(image_root, tmp_path, held, method):
+    """They are those of no workers; memory is used again, but never while somebody holds a batch."""
+    folder = break_files(image_root, tmp_path, "red/3.png", "blue/4.jpg")
+    recipe = Preprocess(size=(12, 10))
+    transform = train_transform(recipe, AugmentConfig(erase=0.5, rand_augment="rand-m9"))
+    order = list(range(60)) * 3
+    evaluation = [order[i : i + 16] for i in range(0, 180, 16)]
+    for samples, batches, collate in (
+        (TrainImages(folder, transform, 3), BatchPlan(Order(60, 3), 16, 0, 12), collate_train),
+        (EvalImages(folder, recipe), [*evaluation, [folder_index(folder, "red/3.png")]], collate_eval),
+    ):
+        with Loader(samples, batches, collate, batch_size=16) as loader:
+            plain = list(loader)
+        got, places = [], set()
+        with Loader(samples, batches, collate, batch_size=16, workers=2, start_method=method) as loader:
+            for batch in loader:
+                if batch.tensors:
+                    places.add(batch.tensors["image"].data_ptr())
+                if not held:  # a view is enough to keep the memory
+                    batch = batch._replace(tensors={k: v.clone() for k, v in batch.tensors.items()})
+                got.append(batch)
+        assert same(plain, got)
+        assert [b.indices for b in plain] == [b.indices for b in got]
+        if method == "fork":
+            assert (len(places) == 12) if held else (len(places) <= 6)
 
 
-def test_an_error_of_a_thread_is_raised(folder):
+def folder_index(folder, name):
+    return next(i for i in range(len(folder)) if folder.name(i) == name)
+
+
+def test_a_view_keeps_the_images(folder):
+    samples = TrainImages(folder, train_transform(Preprocess(size=(12, 10)), AugmentConfig()), 3)
+    views, copies = [], []
+    plan = BatchPlan(Order(60, 3), 16, 0, 40)
+    with Loader(samples, plan, collate_train, batch_size=16, workers=2) as loader:
+        for batch in loader:
+            views.append(batch.tensors["image"][5:7])
+            copies.append(views[-1].clone())
+            batch.tensors["image"][0] = 7.0  # it is the user's
+    del batch
+    assert all(torch.equal(a, b) for a, b in zip(views, copies, strict=True))
+
+
+def test_an_error_in_a_worker_is_raised(folder):
     def broken(data):
         raise KeyError("a fault of the transform")
 
     with (
-        Loader(EvalImages(folder, broken), [[0, 1]], collate_eval, workers=2, threads=True) as loader,
+        Loader(EvalImages(folder, broken), [[0, 1]], collate_eval, batch_size=2, workers=2) as loader,
         pytest.raises(KeyError, match="a fault of the transform"),
     ):
         next(loader)
@@ -163,7 +193,7 @@ def test_an_error_of_a_thread_is_raised(folder):
 def test_a_killed_worker_is_an_error(folder):
     data = TrainImages(folder, partial(augment, delay=0.02), 0)
     plan = BatchPlan(Order(60, 0), 16, 0, 10_000)
-    with Loader(data, plan, collate_train, workers=2) as loader:
+    with Loader(data, plan, collate_train, batch_size=16, workers=2) as loader:
         next(loader)
         workers = list(loader.processes)
         os.kill(workers[0].pid, signal.SIGKILL)
@@ -177,7 +207,7 @@ def test_a_killed_worker_is_an_error(folder):
 def test_a_hanging_worker_is_an_error(folder):
     data = TrainImages(folder, partial(augment, delay=0.001), 0)
     plan = BatchPlan(Order(60, 0), 16, 0, 10_000)
-    with Loader(data, plan, collate_train, workers=1, timeout=1.0) as loader:
+    with Loader(data, plan, collate_train, batch_size=16, workers=1, timeout=1.0) as loader:
         next(loader)
         workers = list(loader.processes)
         os.kill(workers[0].pid, signal.SIGSTOP)
@@ -189,7 +219,11 @@ def test_a_hanging_worker_is_an_error(folder):
 
 def test_workers_leave_signals_to_the_training_process(folder):
     with Loader(
-        TrainImages(folder, augment, 0), BatchPlan(Order(60, 0), 4, 0, 40), collate_train, workers=1
+        TrainImages(folder, augment, 0),
+        BatchPlan(Order(60, 0), 4, 0, 40),
+        collate_train,
+        batch_size=4,
+        workers=1,
     ) as loader:
         next(loader)
         for number in (signal.SIGTERM, signal.SIGINT):

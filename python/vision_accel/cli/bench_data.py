@@ -4,7 +4,6 @@
 import contextlib
 import io
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -61,7 +60,9 @@ def run(argv: list[str]) -> int:
     options = parse(BenchData, argv, "vision-accel bench data")
     if min(options.images, options.batch_size, options.rounds) < 1:
         raise ValueError("--images, --batch-size and --rounds must be positive")
-    cores = len(os.sched_getaffinity(0))
+    from vision_accel.data.preprocess import usable_cores  # noqa: PLC0415  (--help must not wait for it)
+
+    cores = usable_cores()
     workers = options.workers or cores
     with tempfile.TemporaryDirectory(prefix="vision-accel-") as made:
         places = [options.data] if options.data else _generate(Path(made), options.images, workers)
@@ -143,7 +144,7 @@ def _rows(place: str, workers: int, batch: int) -> Iterator[Row]:
     samples = EvalImages(source, recipe)
 
     def ours() -> Iterator[int]:
-        with Loader(samples, batches, collate_eval, workers=workers) as loader:
+        with Loader(samples, batches, collate_eval, batch_size=batch, workers=workers) as loader:
             for b in loader:
                 yield len(b.indices)
 

@@ -15,6 +15,7 @@ from vision_accel._suggest import did_you_mean
 from vision_accel.cli import SOME_IMAGES_BAD
 from vision_accel.cli._images import complain
 from vision_accel.cli._options import parse
+from vision_accel.data.images import MAX_PIXELS
 from vision_accel.data.source import Source, expand
 
 Kind = Literal["auto", "labels", "captions", "images"]
@@ -78,7 +79,7 @@ class Check:
     """What the samples have besides an image; auto looks at the data."""
     decode: bool = True
     """Decode every image, instead of only looking at files and headers."""
-    max_pixels: int = 89_478_485
+    max_pixels: int = MAX_PIXELS
     """Larger images count as broken."""
     threads: int = 0
     """Threads that decode; 0: one per core."""

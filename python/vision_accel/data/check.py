@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find the samples of a data set that cannot be used."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vision_accel.data.images import MAX_PIXELS, ImageError, load_image
 from vision_accel.data.loader import bad_sample
+from vision_accel.data.preprocess import usable_cores
 from vision_accel.data.source import BadSample, Joined, SampleError, Source
 from vision_accel.data.tars import Tars, has_end_mark
 
@@ -52,7 +52,7 @@ def check(
         return None
 
     if decode:
-        workers = threads or len(os.sched_getaffinity(0))
+        workers = threads or usable_cores()
         chunk = workers * 64
         with ThreadPoolExecutor(workers) as pool:
             for start in range(0, len(source), chunk):

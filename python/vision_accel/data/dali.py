@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -211,6 +210,7 @@ class DaliLoader:
             samples,
             _Noted(batches, self._keys),
             collate,
+            batch_size=batch_size,
             workers=workers,
             start_method=start_method,
             timeout=timeout,
@@ -354,11 +354,9 @@ def create_loader(
         DataError: DALI is not installed, or cannot take the place of this transform.
     """
     if dali is None:
-        return Loader(samples, batches, collate, pin_memory=pin_memory, **how)
+        return Loader(samples, batches, collate, batch_size=batch_size, pin_memory=pin_memory, **how)
     samples = copy.copy(samples)
     transform = getattr(samples, "transform", None)
-    if isinstance(transform, partial):  # options of the built-in loader
-        transform = transform.func
     if isinstance(transform, Augment):
         samples.transform = DaliTransform(transform.recipe, transform.config, dali)  # type: ignore[attr-defined]
     elif isinstance(transform, Preprocess):

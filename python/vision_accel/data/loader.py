@@ -5,9 +5,7 @@ import multiprocessing
 import os
 import re
 import signal
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,16 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
-from vision_accel.data.augment import TrainTransform
+from vision_accel.data.augment import Augment, TrainTransform
 from vision_accel.data.images import ImageError
-from vision_accel.data.preprocess import Preprocess
+from vision_accel.data.preprocess import Preprocess, usable_cores
 from vision_accel.data.sampler import Key, Stream, generator
+from vision_accel.data.slots import Slots
 from vision_accel.data.source import BadSample, DataError, SampleError, Source
 
 SIZES = "_sizes"  # suffix: where bytes of different lengths are joined, the lengths
-_AHEAD = 2  # batches that threads prepare in advance
 _REPLACEMENTS = 20  # tries before a run of unreadable images is an error
 
 EvalTransform = Callable[[bytes], NDArray[np.float32]]
@@ -165,38 +163,75 @@ def _stack(samples: list[Sample]) -> dict[str, Tensor]:
             stacked[name + SIZES] = torch.tensor([len(c) for c in column])
             stacked[name] = torch.cat(column)
         else:
-            stacked[name] = _stacked(column)
+            stacked[name] = _joined(column)
     return stacked
 
 
-def _stacked(rows: list[Tensor]) -> Tensor:
-    """Rows stacked; a worker does it in the shared memory that carries them to the training process."""
-    if get_worker_info() is None:
-        return torch.stack(rows)
+def _joined(rows: list[Tensor]) -> Tensor:
+    """Rows as one tensor; those that lie one behind the other in a slot are not copied."""
     first = rows[0]
-    storage = first.untyped_storage()._new_shared(first.nbytes * len(rows), device="cpu")
-    out = torch.empty(0, dtype=first.dtype).set_(storage)
-    return torch.stack(rows, out=out.view(len(rows), *first.shape))
+    if any(
+        row.storage_offset() != i * first.numel()
+        or row.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+        or row.stride() != first.stride()
+        for i, row in enumerate(rows)
+    ):
+        return torch.stack(rows)
+    return first.as_strided((len(rows), *first.shape), (first.numel(), *first.stride()))
 
 
-def _in_threads(
-    samples: Dataset[Sample],
-    batches: Iterable[list[Any]],
-    collate: Callable[[list[Sample]], Batch],
-    workers: int,
-) -> Iterator[Batch]:
-    """Batches in order; two are prepared ahead of the one that is used."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="vision-accel-loader")
-    pending: deque[list[Future[Sample]]] = deque()
-    try:
-        for keys in batches:
-            pending.append([pool.submit(samples.__getitem__, key) for key in keys])
-            if len(pending) > _AHEAD:
-                yield collate([f.result() for f in pending.popleft()])
-        while pending:
-            yield collate([f.result() for f in pending.popleft()])
-    finally:
-        pool.shutdown(cancel_futures=True)
+class _Work(NamedTuple):
+    """A batch to prepare."""
+
+    keys: list[Any]
+    slot: int | None  # where its images go
+
+
+class _Works:
+    """Each batch of keys with a free slot, chosen when a worker gets it."""
+
+    def __init__(self, batches: Iterable[list[Any]], slots: Slots | None) -> None:
+        self.batches, self.slots = batches, slots
+
+    def __iter__(self) -> Iterator[_Work]:
+        for keys in self.batches:
+            yield _Work(keys, self.slots.take() if self.slots is not None else None)
+
+
+class _Batches(Dataset[tuple[Batch, Any]]):
+    """Whole batches of samples, and apart from them their images if these are in a slot."""
+
+    def __init__(
+        self, samples: Dataset[Sample], collate: Callable[[list[Sample]], Batch], slots: Slots | None
+    ) -> None:
+        self.samples, self.collate, self.slots = samples, collate, slots
+
+    def __getitem__(self, work: _Work) -> tuple[Batch, Any]:
+        if self.slots is None or work.slot is None:
+            return self.collate([self.samples[key] for key in work.keys]), None
+        room, samples, count = self.slots.room(work.slot), list[Sample](), 0
+        for key in work.keys:
+            sample = self.samples[key]
+            if sample.tensors is not None:
+                room[count] = sample.tensors["image"]
+                sample.tensors["image"] = room[count]
+                count += 1
+            samples.append(sample)
+        batch = self.collate(samples)
+        images = batch.tensors.get("image")
+        if images is not None and images.data_ptr() == room.data_ptr():
+            del batch.tensors["image"]
+        else:  # no image could be read, or a copy has been made
+            count = 0
+        return batch, self.slots.parcel(work.slot, count)
+
+
+def _image_size(samples: Dataset[Sample]) -> tuple[int, int] | None:
+    """(h, w) of all images, if that is known."""
+    transform = getattr(samples, "transform", None)
+    if isinstance(transform, Augment):
+        return transform.recipe.size
+    return transform.size if isinstance(transform, Preprocess) else None
 
 
 class Loader:
@@ -206,11 +241,10 @@ class Loader:
         samples: a data set; spawn needs it to be picklable.
         batches: the keys of each batch, in order.
         collate: makes one batch of the samples.
+        batch_size: of the largest batch.
         workers: number of processes; 0 reads in this process.
         start_method: how workers start: "fork" is quick, "spawn" and "forkserver" start clean.
         timeout: seconds to wait for a batch before the run stops with an error; 0 waits for ever.
-        threads: use threads of this process instead of worker processes. Slower where torch's own threads
-            compete with them for the cores.
         pin_memory: put batches into page-locked memory, for copies to a GPU.
 
     Raises:
@@ -223,23 +257,24 @@ class Loader:
         batches: Iterable[list[Any]],
         collate: Callable[[list[Sample]], Batch],
         *,
+        batch_size: int,
         workers: int = 0,
         start_method: str = "fork",
         timeout: float = 0.0,
-        threads: bool = False,
         pin_memory: bool = False,
     ) -> None:
-        self.processes: list[Any] = []
-        if threads and workers:
-            self._batches: Iterator[Batch] = _in_threads(samples, batches, collate, workers)
-            return
+        slots, size = None, _image_size(samples)
+        if workers and start_method == "fork" and size is not None:
+            # Two batches for each worker, as torch has it, the one in use and the one before it.
+            slots = Slots(2 * workers + 2, (batch_size, 3, *size))
         before = multiprocessing.active_children()
         with _signals_kept():
             self._batches = iter(
                 DataLoader(
-                    samples,
-                    batch_sampler=batches,
-                    collate_fn=collate,
+                    _Batches(samples, collate, slots),
+                    batch_size=None,
+                    sampler=_Works(batches, slots),
+                    collate_fn=_unchanged,
                     num_workers=workers,
                     multiprocessing_context=start_method if workers else None,
                     timeout=timeout if workers else 0,
@@ -255,13 +290,15 @@ class Loader:
 
     def __next__(self) -> Batch:
         try:
-            batch: Batch = next(self._batches)
+            batch, images = next(self._batches)
         except RuntimeError as e:
             if clear := worker_error(e):
                 raise clear from e
             raise
         if batch.error:
             raise DataError(batch.error)
+        if images is not None and len(images):
+            batch.tensors["image"] = images
         return batch
 
     def __enter__(self) -> "Loader":
@@ -269,10 +306,9 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         """Stop the workers; one that hangs is killed."""
-        for name in ("_shutdown_workers", "close"):  # of torch's iterator, of the generator of threads
-            stop = getattr(self._batches, name, None)
-            if stop is not None:
-                stop()
+        stop = getattr(self._batches, "_shutdown_workers", None)
+        if stop is not None:
+            stop()
         for process in self.processes:
             if process.is_alive():
                 process.kill()
@@ -295,7 +331,7 @@ def _signals_kept() -> Iterator[None]:
 def default_workers() -> int:
     """Worker processes that suit this machine: one per core that this process may use, at most 8."""
     share = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that torchrun started here
-    return max(1, min(8, len(os.sched_getaffinity(0)) // share))
+    return max(1, min(8, usable_cores() // share))
 
 
 def worker_error(error: BaseException) -> DataError | None:
@@ -310,6 +346,10 @@ def worker_error(error: BaseException) -> DataError | None:
             f"a data loading worker died ({text.rstrip('. ')}); if memory ran out, use fewer workers"
         )
     return None
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 def _ignore_signals(_worker: int) -> None:

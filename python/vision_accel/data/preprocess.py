@@ -103,7 +103,7 @@ class Preprocess:
         def prepare(i: int) -> None:
             self._write(load_image(images[i], max_pixels=max_pixels, alpha=self.alpha), out[i], 1)
 
-        workers = min(len(images), threads or _usable_cores())
+        workers = min(len(images), threads or usable_cores())
         if workers <= 1:
             for i in range(len(images)):
                 prepare(i)
@@ -220,5 +220,6 @@ class Preprocess:
         return recipe_formats.write_open_clip(self)
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

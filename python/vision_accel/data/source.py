@@ -65,10 +65,10 @@ class Source(Protocol):
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a file; SampleError if there are more than an image can have."""
-    with open(path, "rb") as f:  # noqa: PTH123  (in the inner loop of every worker)
-        data = f.read(MAX_BYTES + 1)
-    check_size(len(data))
-    return data
+    with open(path, "rb", buffering=0) as f:  # noqa: PTH123  (in the inner loop of every worker)
+        size = os.fstat(f.fileno()).st_size
+        check_size(size)
+        return f.read(size)
 
 
 def check_size(size: int) -> None:
