@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vision-accel train <task>``."""
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 import vision_accel as va
 from vision_accel._suggest import did_you_mean
 from vision_accel.cli._options import parse
+
+if TYPE_CHECKING:
+    from vision_accel.train import RunResult
 
 TASKS = {
     "vit": "train or fine-tune a ViT classifier on a folder with one folder of images per class",
@@ -49,11 +53,16 @@ def run(argv: list[str]) -> int:
     result = va.train.fit(
         parse(va.train.Config, argv[1:], f"vision-accel train {task}", text, DEFAULTS[task])
     )
+    if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks
+        _report(result)
+    return 130 if result.stopped_by == "SIGINT" else 0
+
+
+def _report(result: "RunResult") -> None:
     if result.stopped_by:
         print(f"stopped by {result.stopped_by} after step {result.step}; continue with --train.resume")
-        return 130 if result.stopped_by == "SIGINT" else 0
+        return
     scores = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items() if value is not None)
     print(f"{result.step} steps  {scores}  model: {result.run_dir / 'model'}")
     if result.bad_samples:
         print(f"{result.bad_samples} files could not be read: {result.run_dir / 'bad_samples.jsonl'}")
-    return 0
