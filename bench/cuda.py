@@ -100,7 +100,7 @@ def attention(batch: int, n: int, heads: int = 12, dim: int = 64, backward: bool
 
     forwards = {OURS: lambda: ops.attention_qkv(qkv, heads)} | {
         f"SDPA {b.name.split('_')[0].lower()}": sdpa(b)
-        for b in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+        for b in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
     }
     dy = randn(batch, n, heads * dim)
 
@@ -116,7 +116,7 @@ def attention(batch: int, n: int, heads: int = 12, dim: int = 64, backward: bool
             calls[name] = call(forward)
         except RuntimeError as error:  # a back end that does not take this GPU or shape
             absent[name] = str(error).splitlines()[0]
-    if torch.cuda.get_device_capability()[0] == 9:
+    if torch.cuda.get_device_capability()[0] == 9 and dim <= 128:
         calls[f"{OURS}, sm_90a attention"] = on_hopper(calls[OURS])
     flops, size = 4.0 * batch * heads * n * n * dim, 2.0 * batch * n * heads * dim
     return Workload(
@@ -224,6 +224,10 @@ def cases() -> dict[str, Callable[[], Workload]]:
         for backward in (False, True):
             label = f"attention N={n}, batch 64{', backward' * backward}"
             found[label] = lambda n=n, b=backward: attention(64, n, backward=b)  # type: ignore[misc]
+    for n in (4096, 16_384):  # the autoencoder's at 512 and 1024 pixels
+        for backward in (False, True):
+            label = f"attention N={n}, one head of 512{', backward' * backward}"
+            found[label] = lambda n=n, b=backward: attention(1, n, 1, 512, b)  # type: ignore[misc]
     for dim in (768, 1024):
         found[f"layer_norm + residual, {dim}"] = lambda d=dim: layer_norm(197 * 256, d)  # type: ignore[misc]
     for batch in (1, 8, 256):

@@ -19,6 +19,7 @@ __all__: list[str] = [
     "arrow_pixels",
     "attention_backward",
     "attention_forward",
+    "attention_workspace",
     "available_isas",
     "contrastive_loss_backward",
     "contrastive_loss_forward",
@@ -90,8 +91,10 @@ def attention_backward(
     dq: Tensor | None,
     dk: Tensor | None,
     dv: Tensor | None,
+    workspace: Tensor | None,
     causal: bool,
     scale: float,
+    tf32: bool,
     stream: int,
 ) -> None: ...
 def attention_forward(
@@ -101,10 +104,13 @@ def attention_forward(
     key_padding: Tensor | None,
     y: Tensor | None,
     lse: Tensor | None,
+    workspace: Tensor | None,
     causal: bool,
     scale: float,
+    tf32: bool,
     stream: int,
 ) -> None: ...
+def attention_workspace(q: Tensor | None, k: Tensor | None, backward: bool) -> int: ...
 def available_isas() -> list[str]: ...
 def contrastive_loss_backward(
     drows: Tensor | None,

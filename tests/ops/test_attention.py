@@ -337,10 +337,10 @@ def test_bad_packed_input(shape, heads):
 
 def test_core_rejects_what_the_wrapper_would_have_fixed():
     q = torch.ones(1, 2, 1, 16)
-    y, lse = torch.empty_like(q), torch.empty(1, 1, 2)
+    y, lse, rest = torch.empty_like(q), torch.empty(1, 1, 2), (None, False, 1.0, False, 0)
     with pytest.raises(ValueError, match="attention: q must have a contiguous last axis"):
-        _C.attention_forward(q[..., ::2], q[..., ::2], q[..., ::2], None, y[..., :8], lse, False, 1.0, 0)
+        _C.attention_forward(q[..., ::2], q[..., ::2], q[..., ::2], None, y[..., :8], lse, *rest)
     with pytest.raises(ValueError, match=r"attention: lse must be \[1, 1, 2\]"):
-        _C.attention_forward(q, q, q, None, y, lse[..., :1], False, 1.0, 0)
+        _C.attention_forward(q, q, q, None, y, lse[..., :1], *rest)
     with pytest.raises(TypeError, match="attention: lse must be float32"):
-        _C.attention_forward(q, q, q, None, y, lse.double(), False, 1.0, 0)
+        _C.attention_forward(q, q, q, None, y, lse.double(), *rest)

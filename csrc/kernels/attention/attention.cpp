@@ -47,11 +47,33 @@ Sizes check_inputs(const Args& a) {
   return n;
 }
 
+template <class Args>
+void check_workspace(const Args& a, bool backward) {
+  const int64_t needed = attention_workspace(a.q, a.k, backward);
+  if (needed == 0) return;
+  check_dtype(a.workspace, "attention: workspace", {DType::u8});
+  check_device(a.workspace, "attention: workspace", a.q);
+  check_contiguous(a.workspace, "attention: workspace");
+  check(a.workspace.numel() >= needed, "attention: workspace is too small");
+}
+
 }  // namespace
+
+int64_t attention_workspace([[maybe_unused]] const TensorView& q, [[maybe_unused]] const TensorView& k,
+                            [[maybe_unused]] bool backward) {
+  if constexpr (kOpHasCuda) {
+    if (runs_on_gpu(q.device)) {
+      const DeviceGuard guard(q.device);
+      return cuda::attention_workspace(q, k, backward);
+    }
+  }
+  return 0;
+}
 
 void attention_forward(const AttentionForward& a, Stream stream) {
   const Sizes n = check_inputs(a);
   if (n.batch * n.queries * n.heads == 0) return;
+  check_workspace(a, false);
   dispatch_device(
       a.q.device, "attention", [&](auto isa) { cpu::attention_forward<isa()>(a); },
       [&] { cuda::attention_forward(a, stream); });
@@ -67,6 +89,7 @@ void attention_backward(const AttentionBackward& a, Stream stream) {
   check_heads(a.dk, "attention: dk", n.batch, n.keys, n, a.q);
   check_heads(a.dv, "attention: dv", n.batch, n.keys, n, a.q);
   if (n.batch * n.heads * n.dim == 0) return;
+  check_workspace(a, true);
   dispatch_device(
       a.q.device, "attention", [&](auto isa) { cpu::attention_backward<isa()>(a); },
       [&] { cuda::attention_backward(a, stream); });

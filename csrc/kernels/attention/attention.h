@@ -24,6 +24,8 @@ struct AttentionForward {
   TensorView lse;          // [B, H, N]     out, f32 (f64 for f64): log sum exp of the scores, +inf if no key
   bool causal;
   double scale;
+  TensorView workspace = {};  // [attention_workspace] u8; may be absent when that is 0
+  bool tf32 = false;          // GPU: f32 operands may be rounded to tf32
 };
 
 struct AttentionBackward {
@@ -40,7 +42,12 @@ struct AttentionBackward {
   TensorView dv;           // [B, M, H, D]  out
   bool causal;
   double scale;
+  TensorView workspace = {};  // as in forward
+  bool tf32 = false;
 };
+
+// The bytes that a call needs beside its outputs; 0 on the CPU.
+int64_t attention_workspace(const TensorView& q, const TensorView& k, bool backward);
 
 void attention_forward(const AttentionForward& args, Stream stream);
 void attention_backward(const AttentionBackward& args, Stream stream);
@@ -53,6 +60,7 @@ void attention_backward(const AttentionBackward& args);
 }  // namespace cpu
 
 namespace cuda {
+int64_t attention_workspace(const TensorView& q, const TensorView& k, bool backward);
 void attention_forward(const AttentionForward& args, Stream stream);
 void attention_backward(const AttentionBackward& args, Stream stream);
 }  // namespace cuda

@@ -74,6 +74,7 @@ void backward_on_tensor_cores(const AttentionBackward& a, Stream stream) {
 }  // namespace
 
 void cuda::attention_forward(const AttentionForward& a, Stream stream) {
+  if (attention_by_products(a.q, a.k)) return attention_forward_products(a, stream);
   const bool done = with_tensor_cores({&a.q, &a.k, &a.v, &a.y}, [&](auto type, auto dim) {
     forward_on_tensor_cores<decltype(type), dim()>(a, stream);
   });
@@ -81,6 +82,7 @@ void cuda::attention_forward(const AttentionForward& a, Stream stream) {
 }
 
 void cuda::attention_backward(const AttentionBackward& a, Stream stream) {
+  if (attention_by_products(a.q, a.k)) return attention_backward_products(a, stream);
   const bool done = with_tensor_cores(
       {&a.q, &a.k, &a.v, &a.y, &a.dy, &a.dq, &a.dk, &a.dv},
       [&](auto type, auto dim) { backward_on_tensor_cores<decltype(type), dim()>(a, stream); });

@@ -17,6 +17,11 @@ void attention_forward_sm90(const AttentionForward& args, Stream stream);
 template <class T, int kD>
 void attention_backward_sm90(const AttentionBackward& args, Stream stream);
 
+// Matrix products with the scores in the workspace: f16, bf16 and f32, of any head dim and alignment.
+bool attention_by_products(const TensorView& q, const TensorView& k);  // whether they are for such arguments
+void attention_forward_products(const AttentionForward& args, Stream stream);
+void attention_backward_products(const AttentionBackward& args, Stream stream);
+
 // Any dtype, head dim and alignment; one warp per row, without tensor cores.
 void attention_forward_loop(const AttentionForward& args, Stream stream);
 void attention_backward_loop(const AttentionBackward& args, Stream stream);

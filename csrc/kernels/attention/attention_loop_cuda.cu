@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention without tensor cores, for any dtype, head dim and alignment: one warp per row, each lane holding
-// the columns lane, lane + 32, ... Right before fast: f32 and f64, and head dims past 128.
+// the columns lane, lane + 32, ... Right before fast: f64, short f32 sequences, odd sizes.
 #include <cmath>
 
 #include "core/dispatch.h"

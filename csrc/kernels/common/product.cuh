@@ -18,10 +18,12 @@ constexpr int kOperandBytes = kDepth * kRow * static_cast<int>(sizeof(C));
 VA_DEVICE int first_row() { return thread_index() / kSide * kRun; }
 VA_DEVICE int first_column() { return thread_index() % kSide * kRun; }
 
-// sums += of this thread's rows of a and columns of b; both staged, with barriers around.
+// sums += of this thread's rows of a and columns of b; both staged, with barriers around. Each block of the
+// sum is added up on its own first: long sums lose less to rounding.
 template <class C>
 VA_DEVICE void multiply(Shared<C> a, Shared<C> b, C (&sums)[kRun][kRun]) {
   const int i0 = first_row(), j0 = first_column();
+  C part[kRun][kRun] = {};
 #pragma unroll 4
   for (int k = 0; k < kDepth; ++k) {
     C left[kRun], right[kRun];
@@ -32,8 +34,12 @@ VA_DEVICE void multiply(Shared<C> a, Shared<C> b, C (&sums)[kRun][kRun]) {
 #pragma unroll
     for (int i = 0; i < kRun; ++i)
 #pragma unroll
-      for (int j = 0; j < kRun; ++j) sums[i][j] += left[i] * right[j];
+      for (int j = 0; j < kRun; ++j) part[i][j] += left[i] * right[j];
   }
+#pragma unroll
+  for (int i = 0; i < kRun; ++i)
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) sums[i][j] += part[i][j];
 }
 
 }  // namespace va::simt::product

@@ -213,6 +213,21 @@ VA_DEVICE T block_sum(T x, Shared<T> scratch) {
   return total;
 }
 
+// The same of the largest value.
+template <int kThreads, class T>
+VA_DEVICE T block_max(T x, Shared<T> scratch) {
+  x = warp_max(x);
+  if (lane_index() == 0) scratch[warp_index()] = x;
+  sync_block();
+  x = scratch[0];
+  for (int w = 1; w < kThreads / kWarp; ++w) {
+    const T other = scratch[w];
+    x = x > other ? x : other;
+  }
+  sync_block();
+  return x;
+}
+
 // --- asynchronous copies global -> shared (sm_80) ---------------------------------------------------------
 // Copies 16 bytes; zero-fills them when !valid (source is then not read).
 template <class T>

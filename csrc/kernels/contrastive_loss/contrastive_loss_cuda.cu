@@ -28,20 +28,6 @@ struct Block {
   VA_DEVICE C logit(C cosine) const { return cosine * *scale + (bias ? *bias : C(0)); }
 };
 
-template <class C>
-VA_DEVICE C block_max(C x, Shared<C> scratch) {
-  x = warp_max(x);
-  if (lane_index() == 0) scratch[warp_index()] = x;
-  sync_block();
-  x = scratch[0];
-  for (int w = 1; w < kWarps; ++w) {
-    const C other = scratch[w];
-    x = x > other ? x : other;
-  }
-  sync_block();
-  return x;
-}
-
 // A block has a row.
 template <class C>
 VA_KERNEL(kThreads)
@@ -53,7 +39,7 @@ softmax_rows_kernel(Block<C> b, C* rows, C* owns) {
     const C l = b.logit(cosines[j]);
     top = top > l ? top : l;
   }
-  top = block_max(top, scratch);
+  top = block_max<kThreads>(top, scratch);
   for (int64_t j = thread_index(); j < b.texts; j += kThreads) sum += exp_of(b.logit(cosines[j]) - top);
   sum = block_sum<kThreads>(sum, scratch);
   if (thread_index() == 0) {

@@ -125,14 +125,6 @@ Operand operand(const TensorView& v, bool transposed) {
   return transposed ? Operand{v.data, col, row} : Operand{v.data, row, col};
 }
 
-// The scratch that follows a product's scheme: partial sums for the 2.x kernels, or stream-K's.
-int64_t scratch_bytes(const Gemm& g) {
-  int64_t bytes = 0;
-  if (g.splits > 1) bytes = g.splits * g.m * g.n * static_cast<int64_t>(g.dtype == DType::f64 ? 8 : 4);
-  if constexpr (kHasTensorCores) bytes = std::max(bytes, tensor_core_scratch(g));
-  return bytes;
-}
-
 // Long sums with few outputs are cut: about two blocks of 128 x 128 for each multiprocessor.
 void cut_k(Gemm& g) {
   constexpr int64_t kSide = 128, kLeast = 1024;
@@ -162,6 +154,14 @@ void linear_gemm::run_product(Gemm g, void* scratch, int64_t bytes, Stream strea
   if (g.splits > 1) join_splits(g, stream);
 }
 
+// Partial sums for the 2.x kernels, or stream-K's.
+int64_t linear_gemm::scratch_of(const Gemm& g) {
+  int64_t bytes = 0;
+  if (g.splits > 1) bytes = g.splits * g.m * g.n * static_cast<int64_t>(g.dtype == DType::f64 ? 8 : 4);
+  if constexpr (kHasTensorCores) bytes = std::max(bytes, tensor_core_scratch(g));
+  return bytes;
+}
+
 void cuda::linear_force_tile([[maybe_unused]] const std::string& name) {
   if constexpr (kHasTensorCores) linear_gemm::force_tile(name);
 }
@@ -170,7 +170,7 @@ int64_t cuda::linear_workspace(DType dtype, int64_t rows, int64_t n, int64_t k, 
   const int64_t size = dtype == DType::f64 ? 8 : 4;
   int64_t numel = 0;
   if (sums) numel += (sum_parts(rows, n) * 2 * n * size + kAlign - 1) / kAlign * kAlign / size;
-  if (dweight) numel += (scratch_bytes(weight_gradient(dtype, rows, n, k)) + size - 1) / size;
+  if (dweight) numel += (scratch_of(weight_gradient(dtype, rows, n, k)) + size - 1) / size;
   return numel;
 }
 

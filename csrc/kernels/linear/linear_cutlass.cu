@@ -101,7 +101,7 @@ bool find_form(const Gemm& g, Form& form) {
   const Epilogue& e = g.epilogue;
   if (!along_k(g.a)) {
     form = Form::dw;
-    return !along_k(g.b);
+    return !along_k(g.b) && !e.residual && !e.wide;
   }
   if (!along_k(g.b)) {
     form = e.input ? Form::dx_input : Form::dx;

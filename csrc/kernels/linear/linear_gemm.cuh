@@ -114,9 +114,10 @@ VA_DEVICE void finish_run(const Epilogue& e, int64_t row, int64_t col, int count
     store_run<T>(e.y, row * e.y_row + col, count, e.vectors, v);
 }
 
-// Any product, by the kernel that is best for it. `scratch`, of scratch_bytes, is needed for a sum that is
-// cut or shared between blocks (linear_workspace): gradients by a weight.
+// Any product, by the kernel that is best for it. Scratch of scratch_of(gemm) bytes is needed for a sum that
+// is cut or shared between blocks: of products that, like a gradient by a weight, sum over rows.
 void run_product(Gemm gemm, void* scratch, int64_t scratch_bytes, Stream stream);
+int64_t scratch_of(const Gemm& gemm);
 
 // Products of any strides, sizes and dtype; what the tensor-core kernels do not take comes here.
 void run_generic(const Gemm& gemm, Stream stream);

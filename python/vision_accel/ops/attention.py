@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vision_accel import _C
-from vision_accel.ops._layout import statistics_dtype, stream_of
+from vision_accel.ops._layout import product_options, statistics_dtype, stream_of
 from vision_accel.ops._register import register
 
 
@@ -21,11 +21,14 @@ def attention(
     scale: float | None = None,
     key_padding: Tensor | None = None,
 ) -> Tensor:
-    """``softmax(scale * q @ k^T + mask) @ v`` for every head, without ever storing the scores.
+    """``softmax(scale * q @ k^T + mask) @ v`` for every head, without storing all scores.
 
     Scores and statistics are float32 (float64 for float64 inputs) whatever the dtype. A query that sees no
     key at all gives zeros, as in flash attention (torch's ``scaled_dot_product_attention`` gives NaN with
     some masks), and passes no gradient.
+
+    On a GPU head dims past 128, and float32 from 512 x 512 scores a head on, take up to 400 MB or so for the
+    scores of some queries at a time; float32 is exact unless ``torch.backends.cuda.matmul.allow_tf32``.
 
     Args:
         q: [B, N, H, D], float32, float64, float16 or bfloat16, D at most 512. Any strides; the last axis is
@@ -105,12 +108,18 @@ def _outputs(q: Tensor) -> tuple[Tensor, Tensor]:
     return q.new_empty((b, n, h * d)), torch.empty((b, h, n), dtype=statistics_dtype(q), device=q.device)
 
 
+def _workspace(q: Tensor, k: Tensor, backward: bool) -> Tensor | None:
+    needed = _C.attention_workspace(q, k, backward)
+    return q.new_empty(needed, dtype=torch.uint8) if needed else None
+
+
 def _run(
     q: Tensor, k: Tensor, v: Tensor, key_padding: Tensor | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     y, lse = _outputs(q)
     q, k, v = (_last_axis_dense(x) for x in (q, k, v))
-    _C.attention_forward(q, k, v, key_padding, y.view(q.shape), lse, causal, scale, stream_of(q))
+    shared = _workspace(q, k, False), causal, scale, product_options(q)[0], stream_of(q)
+    _C.attention_forward(q, k, v, key_padding, y.view(q.shape), lse, *shared)
     return y, lse
 
 
@@ -137,7 +146,8 @@ def _grads_into(
     q, k, v, dy = (_last_axis_dense(x) for x in (q, k, v, dy))
     dy, y = dy.view(q.shape), y.view(q.shape)
     delta = torch.empty_like(lse)
-    _C.attention_backward(q, k, v, key_padding, y, lse, delta, dy, dq, dk, dv, causal, scale, stream_of(q))
+    shared = _workspace(q, k, True), causal, scale, product_options(q)[0], stream_of(q)
+    _C.attention_backward(q, k, v, key_padding, y, lse, delta, dy, dq, dk, dv, *shared)
 
 
 def _grad_outputs(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
