@@ -251,9 +251,9 @@ void wait_until(const std::function<bool()>& done) {
   ++block->progress;
 }
 
-void check_aligned16(const void* p) {
-  if (reinterpret_cast<uintptr_t>(p) % 16 != 0)
-    throw Error("simt: misaligned 16-byte access to global memory" + where());
+void check_aligned(const void* p, int bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes) != 0)
+    throw Error("simt: misaligned " + std::to_string(bytes) + "-byte access to global memory" + where());
 }
 void check_aligned16(int64_t offset) {
   if (offset % 16 != 0) throw Error("simt: misaligned 16-byte access to shared memory" + where());

@@ -4,7 +4,7 @@
 //   - shared memory read before it was written, or outside the block's allocation;
 //   - a race: shared memory that another warp wrote (or read, before a write) since the last barrier;
 //   - a warp collective or a barrier that some threads never reach;
-//   - misaligned 16-byte accesses; asynchronous copies read before they were waited for.
+//   - misaligned accesses of 4 and 16 bytes; asynchronous copies read before they were waited for.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -39,7 +39,7 @@ unsigned char* shared_bytes(int64_t offset, int bytes);  // throws when outside
 void begin_bulk_write(int64_t offset, int bytes);        // by a copy engine: unreadable until end_bulk_write
 void end_bulk_write(int64_t offset, int bytes);
 void wait_until(const std::function<bool()>& done);
-void check_aligned16(const void* p);
+void check_aligned(const void* p, int bytes);
 void check_aligned16(int64_t offset);
 
 void copy_async_bytes(int64_t to, const void* from, bool valid);
@@ -103,7 +103,7 @@ class Shared {
 template <class T>
 void copy_async(Shared<T> to, const T* from, bool valid) {
   check_aligned16(to.offset());
-  if (valid) check_aligned16(from);
+  if (valid) check_aligned(from, 16);
   copy_async_bytes(to.offset(), from, valid);
 }
 

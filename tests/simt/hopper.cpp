@@ -30,6 +30,15 @@ int64_t swizzled(int64_t strip, int64_t row, int64_t column, int width) {
   return at ^ ((at >> 7 & (width / 8 - 1)) << 4);
 }
 
+// What the hardware asks of a map and of the place of a strip.
+void check_copy(int64_t to, const TensorMap& map) {
+  bool aligned = reinterpret_cast<uintptr_t>(map.data) % 16 == 0;
+  for (int i = 0; i < 3; ++i) aligned = aligned && (map.sizes[i] == 1 || map.strides[i] * 2 % 16 == 0);
+  if (!aligned) throw Error("simt: the copy engine needs rows on 16-byte boundaries");
+  if (map.rows > 256) throw Error("simt: the copy engine brings at most 256 rows at once");
+  if (to % 1024 != 0) throw Error("simt: a strip must start at a multiple of 1024 bytes");
+}
+
 }  // namespace
 
 void init_barrier(int64_t barrier) {
@@ -44,7 +53,7 @@ void expect_bytes(int64_t barrier, int bytes) {
 }
 
 void copy_strip(int64_t to, const TensorMap& map, int64_t barrier, int column, int row, int head, int batch) {
-  if (to % 1024 != 0) throw Error("simt: a strip must start at a multiple of 1024 bytes");
+  check_copy(to, map);
   const int bytes = map.rows * map.width * 2;
   begin_bulk_write(to, bytes);
   const auto* const data = static_cast<const uint16_t*>(map.data);

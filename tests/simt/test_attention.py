@@ -44,7 +44,7 @@ def test_fused(n, m, dim, dtype, causal):
 
 
 @pytest.mark.usefixtures("fused")
-@pytest.mark.parametrize("n", [129, 197, 210])
+@pytest.mark.parametrize("n", [129, 197, 210, 257])  # the last: two copies
 def test_chunk_sizes(n):
     assert_accurate(*both(), case(n, n, 64, torch.bfloat16, heads=1), grads=n == 210)
 

@@ -73,6 +73,8 @@ struct Pair {
   using TileT = StripTile<T, kD, kRows>;
   static constexpr int kTileBytes = (TileT::kBytes + 1023) / 1024 * 1024;
   static constexpr int kBytes = 2 * kStages * kTileBytes + kStages * static_cast<int>(sizeof(uint64_t));
+  static constexpr int kCopies = (kRows + 255) / 256, kCopyRows = kRows / kCopies;  // one brings 256 at most
+  static_assert(kCopyRows * kCopies == kRows && kCopyRows % 8 == 0);
 
   struct Source {
     TensorMap x[TileT::kStrips], y[TileT::kStrips];
@@ -80,8 +82,8 @@ struct Pair {
   static Source source(const TensorView& x, const TensorView& y) {
     Source s;
     for_constants(std::make_index_sequence<TileT::kStrips>(), [&](auto i) {
-      s.x[i()] = tensor_map<T, TileT::width(i())>("attention", x, kRows);
-      s.y[i()] = tensor_map<T, TileT::width(i())>("attention", y, kRows);
+      s.x[i()] = tensor_map<T, TileT::width(i())>("attention", x, kCopyRows);
+      s.y[i()] = tensor_map<T, TileT::width(i())>("attention", y, kCopyRows);
     });
     return s;
   }
@@ -130,12 +132,15 @@ struct Pair {
     if (thread_index() != 0) return;
     const int stage = chunk % kStages;
     expect_bytes(barrier(stage), 2 * TileT::kBytes);
-    for_constants(std::make_index_sequence<TileT::kStrips>(), [&](auto i) {
-      copy_strip(tile(stage, 0).template at<i()>(0, 0), from.x[i()], barrier(stage), i() * 64, chunk * kRows,
-                 h, b);
-      copy_strip(tile(stage, 1).template at<i()>(0, 0), from.y[i()], barrier(stage), i() * 64, chunk * kRows,
-                 h, b);
-    });
+    const auto copy = [&](TileT to, const TensorMap(&maps)[TileT::kStrips]) {
+      for_constants(std::make_index_sequence<TileT::kStrips>(), [&](auto i) {
+        for (int row = 0; row < kRows; row += kCopyRows)
+          copy_strip(to.template at<i()>(row, 0), maps[i()], barrier(stage), i() * 64, chunk * kRows + row, h,
+                     b);
+      });
+    };
+    copy(tile(stage, 0), from.x);
+    copy(tile(stage, 1), from.y);
   }
 };
 

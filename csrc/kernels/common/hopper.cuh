@@ -24,8 +24,8 @@ namespace va::simt {
 
 constexpr int kGroup = 128;  // threads of a warpgroup
 
-// Describes a [B, N, H, D] tensor to the copy engine, which brings kWidth columns of `rows` tokens of one
-// head. What lies outside the tensor is read as zeros.
+// Describes a [B, N, H, D] tensor to the copy engine, which brings kWidth columns of `rows` tokens (at most
+// 256) of one head. What lies outside the tensor is read as zeros.
 #ifdef VA_SIMT
 using TensorMap = emulator::TensorMap;
 template <class T, int kWidth>

@@ -12,6 +12,7 @@
 #include <string>
 #include <type_traits>
 
+#include "core/check.h"
 #include "core/device.h"
 #include "core/dtype.h"
 
@@ -25,7 +26,6 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include "core/check.h"
 #define VA_DEVICE __device__ __forceinline__
 #define VA_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)  // threads, least blocks a processor
 #define VA_PARAMETER __grid_constant__  // an argument that is read in place, not copied to local memory
@@ -109,7 +109,7 @@ VA_DEVICE void unpack2(float (&out)[2], uint32_t word) {
 template <class T>
 VA_DEVICE Pack<T> load16(const T* p) {
 #ifdef VA_SIMT
-  emulator::check_aligned16(p);
+  emulator::check_aligned(p, 16);
   return *reinterpret_cast<const Pack<T>*>(p);
 #else
   // One instruction: copying the struct may load each element.
@@ -122,13 +122,35 @@ VA_DEVICE Pack<T> load16(const T* p) {
 template <class T>
 VA_DEVICE void store16(T* p, const Pack<T>& v) {
 #ifdef VA_SIMT
-  emulator::check_aligned16(p);
+  emulator::check_aligned(p, 16);
   *reinterpret_cast<Pack<T>*>(p) = v;
 #else
   uint32_t w[4];
   memcpy(w, &v, 16);
   asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
                : "memory");
+#endif
+}
+
+// The same for 4 bytes: two 16-bit values as in pack2. (A memcpy of them would move single bytes.)
+template <class T>
+VA_DEVICE uint32_t load_pair(const T* p) {
+#ifdef VA_SIMT
+  emulator::check_aligned(p, 4);
+  uint32_t word;
+  std::memcpy(&word, p, 4);
+  return word;
+#else
+  return *reinterpret_cast<const uint32_t*>(p);
+#endif
+}
+template <class T>
+VA_DEVICE void store_pair(T* p, uint32_t word) {
+#ifdef VA_SIMT
+  emulator::check_aligned(p, 4);
+  std::memcpy(p, &word, 4);
+#else
+  *reinterpret_cast<uint32_t*>(p) = word;
 #endif
 }
 
@@ -301,6 +323,8 @@ template <class Kernel, class... Args>
 void launch(const char* what, Kernel kernel, Dim3 grid, int threads, int shared_bytes, Stream stream,
             const Args&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (grid.y > 65535 || grid.z > 65535)
+    fail(std::string(what) + ": the tensors are too large for one call on a GPU");
 #ifdef VA_SIMT
   (void)what, (void)stream;
   emulator::run({static_cast<int>(grid.x), static_cast<int>(grid.y), static_cast<int>(grid.z)}, threads,

@@ -215,6 +215,7 @@ void run_sm90(const Gemm& g, void* scratch, int64_t scratch_bytes, Stream stream
   const auto args = K::arguments(g);
   check(static_cast<int64_t>(K::Device::get_workspace_size(args)) <= scratch_bytes,
         "linear: the workspace is too small");
+  sm90::check_status(K::Device::can_implement(args));
   typename K::Device device;
   const auto s = reinterpret_cast<cudaStream_t>(stream);
   sm90::check_status(device.initialize(args, scratch, s));
