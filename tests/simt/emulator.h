@@ -123,6 +123,16 @@ T shuffle(T x, int lane) {
   return out;
 }
 
+inline uint32_t ballot(bool yes) {
+  uint32_t votes = 0;
+  warp_collective(&yes, &votes, [](const void* const* in, void* const* out) {
+    uint32_t all = 0;
+    for (int i = 0; i < 32; ++i) all |= static_cast<uint32_t>(*static_cast<const bool*>(in[i])) << i;
+    for (int i = 0; i < 32; ++i) *static_cast<uint32_t*>(out[i]) = all;
+  });
+  return votes;
+}
+
 void read_matrices_at(uint32_t (&r)[4], int64_t row_offset, bool transpose);
 template <bool kTranspose, class T>
 void read_matrices(uint32_t (&r)[4], Shared<T> row) {

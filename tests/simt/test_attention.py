@@ -79,6 +79,15 @@ def test_hidden_keys(dtype, dim):
 
 @pytest.mark.usefixtures("fused")
 @pytest.mark.parametrize("dim", [64, 136])
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+def test_scale_that_is_not_positive(scale, dim):
+    padding = torch.tensor([[False, True, False, False, True]])
+    options = {"scale": scale, "key_padding": padding, "causal": True}
+    assert_accurate(*both(**options), case(5, 5, dim, torch.bfloat16))
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("dim", [64, 136])
 def test_query_without_keys_gives_zeros(dim):
     q, k, v = (x.requires_grad_() for x in case(6, 3, dim, torch.float16))
     y = ops.attention(q, k, v, causal=True)

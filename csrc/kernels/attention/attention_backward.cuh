@@ -91,11 +91,12 @@ dq_kernel(const VA_PARAMETER BackwardParams<Pair> p) {
         multiply_transposed(s, q, kv.x, step);
         multiply_transposed(dp, dy, kv.y, step);
         Pair::finish(s, dp);
+        p.mask.hide(s, b, key0);
 #pragma unroll
         for (int n = 0; n < kStep / 8; ++n)
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            const bool sees = n * 8 + e % 2 < limit[e / 2] && !p.mask.hides(b, key0 + n * 8 + 2 * t + e % 2);
+            const bool sees = n * 8 + e % 2 < limit[e / 2];
             const float prob = sees ? fast_exp2(s[n][e] * (p.scale * kLog2e) - lse2[e / 2]) : 0.0f;
             s[n][e] = prob * (dp[n][e] - delta[e / 2]);
           }
@@ -129,6 +130,7 @@ dkv_kernel(const VA_PARAMETER BackwardParams<Pair> p) {
     RowsOperand<T, kD> k, v;
     k.load(p.x0, b, h, first, keys, p.dim);
     v.load(p.x1, b, h, first, keys, p.dim);
+    const bool hidden[2] = {p.mask.hides(b, first + g), p.mask.hides(b, first + g + 8)};
     float dk[kD / 8][4] = {}, dv[kD / 8][4] = {};
     const int from = p.mask.first_query(row);
     for (int chunk = from / kQueries; chunk < chunks; ++chunk) {
@@ -164,7 +166,7 @@ dkv_kernel(const VA_PARAMETER BackwardParams<Pair> p) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
               float &score = s[n][half * 2 + c], &grad = dp[n][half * 2 + c];
-              score = first + g + half * 8 < limit && !p.mask.hides(b, first + g + half * 8)
+              score = first + g + half * 8 < limit && !hidden[half]
                           ? fast_exp2(score * (p.scale * kLog2e) - lse_of)
                           : 0.0f;
               grad = score * (grad - delta_of);

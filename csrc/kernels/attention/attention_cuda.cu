@@ -14,12 +14,14 @@ namespace {
 
 using simt::aligned16;
 
-// Calls f(type tag, padded head dim) where the tensor-core kernels can run; says whether it did.
+// Calls f(type tag, padded head dim) where the tensor-core kernels can run; says whether it did. They
+// multiply the -inf of masked scores by the scale.
 template <class F>
-bool with_tensor_cores(std::initializer_list<const TensorView*> tensors, F&& f) {
+bool with_tensor_cores(double scale, std::initializer_list<const TensorView*> tensors, F&& f) {
   const TensorView& q = **tensors.begin();
   const int64_t dim = q.sizes[3];
-  if ((q.dtype != DType::f16 && q.dtype != DType::bf16) || dim % 8 != 0 || dim > 128) return false;
+  if ((q.dtype != DType::f16 && q.dtype != DType::bf16) || dim % 8 != 0 || dim > 128 || !(scale > 0))
+    return false;
   for (const TensorView* x : tensors) {
     if (!aligned16(*x)) return false;
   }
@@ -75,7 +77,7 @@ void backward_on_tensor_cores(const AttentionBackward& a, Stream stream) {
 
 void cuda::attention_forward(const AttentionForward& a, Stream stream) {
   if (attention_by_products(a.q, a.k)) return attention_forward_products(a, stream);
-  const bool done = with_tensor_cores({&a.q, &a.k, &a.v, &a.y}, [&](auto type, auto dim) {
+  const bool done = with_tensor_cores(a.scale, {&a.q, &a.k, &a.v, &a.y}, [&](auto type, auto dim) {
     forward_on_tensor_cores<decltype(type), dim()>(a, stream);
   });
   if (!done) attention_forward_loop(a, stream);
@@ -84,7 +86,7 @@ void cuda::attention_forward(const AttentionForward& a, Stream stream) {
 void cuda::attention_backward(const AttentionBackward& a, Stream stream) {
   if (attention_by_products(a.q, a.k)) return attention_backward_products(a, stream);
   const bool done = with_tensor_cores(
-      {&a.q, &a.k, &a.v, &a.y, &a.dy, &a.dq, &a.dk, &a.dv},
+      a.scale, {&a.q, &a.k, &a.v, &a.y, &a.dy, &a.dq, &a.dk, &a.dv},
       [&](auto type, auto dim) { backward_on_tensor_cores<decltype(type), dim()>(a, stream); });
   if (!done) attention_backward_loop(a, stream);
 }

@@ -60,11 +60,13 @@ forward_kernel(const VA_PARAMETER ForwardParams<Pair> p) {
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          if (n * 8 + e % 2 >= limit[e / 2] || p.mask.hides(b, key0 + n * 8 + 2 * t + e % 2))
-            s[n][e] = -INFINITY;
-          new_max[e / 2] = fmaxf(new_max[e / 2], s[n][e]);
-        }
+        for (int e = 0; e < 4; ++e)
+          if (n * 8 + e % 2 >= limit[e / 2]) s[n][e] = -INFINITY;
+      p.mask.hide(s, b, key0);
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) new_max[e / 2] = fmaxf(new_max[e / 2], s[n][e]);
       float offset[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {

@@ -11,6 +11,7 @@
 //   Pair::begin, finish  around products that write the given accumulators
 #pragma once
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/attention/attention.h"
 #include "kernels/common/mma.cuh"
@@ -120,6 +121,21 @@ struct Mask {
     return padding && j < keys && padding[b * padding_batch + j * padding_key];
   }
   VA_DEVICE bool sees(int b, int i, int j) const { return j < limit(i) && !hides(b, j); }
+  // -inf for the scores of hidden keys, of which a warp holds keys key0 .. as columns.
+  template <int n>
+  VA_DEVICE void hide(float (&s)[n][4], int b, int key0) const {
+    if (!padding) return;
+    constexpr int kTiles = kWarp / 8;  // of 8 keys, that one ballot is about
+#pragma unroll
+    for (int first = 0; first < n; first += kTiles) {
+      const uint32_t hidden = ballot(hides(b, key0 + first * 8 + lane_index())) >> lane_index() % 4 * 2;
+#pragma unroll
+      for (int i = 0; i < kTiles && first + i < n; ++i)
+#pragma unroll
+        for (int c = 0; c < 2; ++c)
+          if (hidden >> (i * 8 + c) & 1) s[first + i][c] = s[first + i][c + 2] = -INFINITY;
+    }
+  }
 };
 inline Mask mask_of(const TensorView& padding, const TensorView& q, const TensorView& k, bool causal) {
   const int queries = static_cast<int>(q.sizes[1]), keys = static_cast<int>(k.sizes[1]);

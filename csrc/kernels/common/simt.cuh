@@ -195,6 +195,7 @@ template <class T>
 VA_DEVICE T shuffle(T x, int lane) {
   return emulator::shuffle(x, lane);
 }
+VA_DEVICE uint32_t ballot(bool yes) { return emulator::ballot(yes); }  // bit i: lane i's
 #else
 VA_DEVICE void sync_block() { __syncthreads(); }
 VA_DEVICE void sync_warp() { __syncwarp(); }
@@ -206,6 +207,7 @@ template <class T>
 VA_DEVICE T shuffle(T x, int lane) {
   return __shfl_sync(0xffffffffu, x, lane);
 }
+VA_DEVICE uint32_t ballot(bool yes) { return __ballot_sync(0xffffffffu, yes); }
 #endif
 
 template <class T>
