@@ -63,10 +63,13 @@ def test_every_sample_once_an_epoch(options, tars, form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("form", "workers"), [("folder", 0), ("folder", 4), ("tars", 0), ("tars", 4)], ids=str
-)
-def test_killed_at_random_it_sees_exactly_the_remaining_samples(options, tars, zygote, form, workers):
+@pytest.mark.parametrize("workers", [0, 4])
+@pytest.mark.parametrize("form", ["folder", "tars"])
+@pytest.mark.parametrize("loader", ["builtin", "dali"])
+def test_killed_at_random_it_sees_exactly_the_remaining_samples(options, tars, zygote, loader, form, workers):
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is for Linux on x86-64 and SBSA")
+    options.data.loader, options.data.dali_threads = loader, 1
     if form == "tars":
         options.data.train = f"{tars}/{{000000..000002}}.tar"
     options.data.workers = workers

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import shutil
 
 import pytest
@@ -33,6 +34,12 @@ def test_equals_one_image_at_a_time(model, image_root):
     assert result.loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
     assert (result.top5, result.images, result.bad) == (1.0, 18, [])
     assert model.training
+
+
+def test_dali_gives_the_same(model, image_root):
+    pytest.importorskip("nvidia.dali", reason="DALI is for Linux on x86-64 and SBSA")
+    plain, dali = (evaluate(model, image_root / "val", loader=which) for which in ("builtin", "dali"))
+    assert dataclasses.replace(dali, images_per_s=plain.images_per_s) == plain
 
 
 def test_classes_are_matched_by_name(model, image_root):

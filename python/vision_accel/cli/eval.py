@@ -34,7 +34,9 @@ class Eval(OnDevice):
     batch_size: int = 64
     """Images per pass; changes speed and memory, not results."""
     workers: int = 2
-    """Processes that decode images; 0: none."""
+    """Processes that decode images (with dali: that read files); 0: none."""
+    loader: Literal["builtin", "dali"] = "builtin"
+    """What decodes images: the worker processes, or NVIDIA DALI in threads; the pixels are the same."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the arithmetic."""
     max_bad_fraction: float = 0.05
@@ -63,6 +65,7 @@ def run(argv: list[str]) -> int:
         options.data,
         batch_size=options.batch_size,
         workers=options.workers,
+        loader=options.loader,
         precision=options.precision,
         max_bad_fraction=options.max_bad_fraction,
     )

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ def evaluate(
     *,
     batch_size: int = 64,
     workers: int = 0,
+    loader: Literal["builtin", "dali"] = "builtin",
     precision: str = "fp32",
     device: str | None = None,
     max_bad_fraction: float = 0.05,
@@ -56,7 +57,8 @@ def evaluate(
             the folder's are among them, they are matched by name, otherwise the sorted names are labels
             0, 1, ...
         batch_size: images per forward pass.
-        workers: processes that decode images.
+        workers: processes that decode images; with dali, that read files.
+        loader: what decodes: the workers, or NVIDIA DALI in threads; the pixels are the same.
         precision: fp32, bf16 or fp16 (autocast).
         device: auto, cpu, cuda or cuda:N; if not given, a model stays where it is and a path is "auto".
         max_bad_fraction: share of the images that may be unreadable.
