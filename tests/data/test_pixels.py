@@ -195,7 +195,7 @@ def test_pixels_of_dali_that_decodes(files):
 
 
 # How far DALI's own resizing may be from Pillow's, in grey levels: on average over all files; at most in a
-# file; at most in a dithered black-and-white one. Nearest takes the other of two pixels that are equally near.
+# file; at most in a dithered black-and-white one. Nearest takes another of two equally near pixels.
 DALI_BOUNDS = {
     "nearest": (0.35, 58, 255),
     "bilinear": (0.15, 16, 23),

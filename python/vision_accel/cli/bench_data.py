@@ -51,6 +51,8 @@ class Row:
     """One way to load images: ``run`` makes one pass and yields the number of images of each batch."""
 
     name: str
+    files: str
+    """What it reads: folder or tars."""
     run: Callable[[], Iterator[int]]
     seconds: list[float] = field(default_factory=list)
 
@@ -74,21 +76,19 @@ def run(argv: list[str]) -> int:
                 start = time.perf_counter()
                 counts.append(sum(row.run()))
                 row.seconds.append(time.perf_counter() - start)
-    speeds = [n / statistics.median(row.seconds) for row, n in zip(rows, counts, strict=True)]
-    records: list[dict[str, Any]] = [
-        {"loader": row.name, "images_per_s": s, "images_per_s_per_worker": s / workers}
-        for row, s in zip(rows, speeds, strict=True)
-    ]
-    verdict = _bottleneck(options, max(r["images_per_s"] for r in records if "ours" in r["loader"]))
+    records = [_record(row, n, rows, min(workers, cores)) for row, n in zip(rows, counts, strict=True)]
+    verdict = _bottleneck(options, max(r["images_per_s"] for r in records if r["loader"].startswith("ours")))
     if options.json:
         print(json.dumps({"workers": workers, "cores": cores, "rows": records} | verdict, indent=2))
         return 0
-    print(f"{counts[0]} images, {workers} workers on {cores} cores, batches of {options.batch_size}")
-    width = max(len(row.name) for row in rows)
+    print(f"{counts[0]} images, {workers} workers on {cores} cores, batches of {options.batch_size};")
+    print(f"times as fast as {_PEER}: by the shortest pass of each / by the median")
+    width = max(len(record["loader"]) for record in records)
     for record in records:
         print(
             f"{record['loader']:<{width}}  {record['images_per_s']:8.1f} images/s"
-            f"  {record['images_per_s_per_worker']:8.1f} per worker"
+            f"  {record['images_per_s_per_core']:8.1f} per core"
+            f"  {record['times_peer_min']:5.2f} / {record['times_peer_median']:.2f}"
         )
     if verdict:
         print(
@@ -96,6 +96,19 @@ def run(argv: list[str]) -> int:
             f" the {verdict['bottleneck']} is the bottleneck"
         )
     return 0
+
+
+def _record(row: Row, images: int, rows: list[Row], cores: int) -> dict[str, Any]:
+    """What is reported of a loader, beside the peer on the same files."""
+    median = statistics.median(row.seconds)
+    peer = next(r.seconds for r in rows if (r.name, r.files) == (_PEER, row.files))
+    return {
+        "loader": f"{row.name}, {row.files}",
+        "images_per_s": images / median,
+        "images_per_s_per_core": images / median / cores,
+        "times_peer_min": min(peer) / min(row.seconds),
+        "times_peer_median": statistics.median(peer) / median,
+    }
 
 
 def photograph(rng: np.random.Generator, height: int = 375, width: int = 500) -> bytes:
@@ -168,15 +181,16 @@ def _rows(place: str, workers: int, batch: int) -> Iterator[Row]:
         for images, _ in webdataset.WebLoader(samples, batch_size=None, num_workers=workers):
             yield len(images)
 
-    yield Row(f"ours, {form}", ours)
-    yield Row(f"ours, {form}, Preprocess.batch in threads", threads)
+    yield Row("ours", form, ours)
+    yield Row("ours, Preprocess.batch in threads", form, threads)
     for name, passes in dali_rows(source, recipe, batches, workers):
-        yield Row(f"{name}, {form}", passes)
-    yield Row(f"torch DataLoader + Pillow, {form}", torch_pillow)
+        yield Row(name, form, passes)
+    yield Row(_PEER, form, torch_pillow)
     if form == "tars" and find_spec("webdataset") is not None:
-        yield Row("webdataset + Pillow, tars", webdataset_pillow)
+        yield Row("webdataset + Pillow", form, webdataset_pillow)
 
 
+_PEER = "torch DataLoader + Pillow"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
