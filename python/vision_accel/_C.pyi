@@ -27,6 +27,9 @@ __all__: list[str] = [
     "conv2d_backward_weight",
     "conv2d_forward",
     "conv2d_winograd",
+    "conv2d_winograd_pack",
+    "conv2d_winograd_weight",
+    "conv2d_winograd_workspace",
     "conv2d_workspace",
     "cross_entropy_backward",
     "cross_entropy_forward",
@@ -166,7 +169,6 @@ def conv2d_forward(
     activation: str,
     kernel: typing.Annotated[collections.abc.Sequence[int], "FixedSize(2)"],
     stride: int,
-    dilation: int,
     padding: typing.Annotated[collections.abc.Sequence[int], "FixedSize(2)"],
     stream: int,
     tf32: bool = False,
@@ -181,6 +183,19 @@ def conv2d_winograd(
     padding: typing.Annotated[collections.abc.Sequence[int], "FixedSize(2)"],
     upsample: bool,
 ) -> None: ...
+def conv2d_winograd_pack(
+    weight: Tensor | None, packed: Tensor | None, mirrored: bool, upsample: bool
+) -> None: ...
+def conv2d_winograd_weight(
+    dy: Tensor | None,
+    x: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+    workspace: Tensor | None,
+    padding: typing.Annotated[collections.abc.Sequence[int], "FixedSize(2)"],
+    upsample: bool,
+) -> None: ...
+def conv2d_winograd_workspace(dy: Tensor | None, channels: int, upsample: bool) -> int: ...
 def conv2d_workspace(dy: Tensor | None, k: int) -> int: ...
 def cross_entropy_backward(
     dloss: Tensor | None,

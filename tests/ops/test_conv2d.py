@@ -49,6 +49,8 @@ GEOMETRIES = [
     (1, 6, 5, 4, 3, (2, 3), 1, (1, 0, 2, 0)),
     (1, 10, 11, 3, 2, 1, 3, 0),
     (1, 3, 3, 2, 4, 3, 1, (4, 0, 0, 5)),
+    (2, 7, 8, 3, 4, 4, 3, (2, 0, 1, 3)),
+    (1, 9, 7, 3, 4, (3, 2), 4, (0, 1, 1, 0)),
 ]
 
 
@@ -66,12 +68,13 @@ def test_several_blocks_in_every_direction(isa):
     check(case(1, 26, 17, 90, 140, 3), padding=1)
 
 
-# At least 32 channels on both sides: Winograd's algorithm.
+# At least 24 channels on both sides: Winograd's algorithm.
 WINOGRAD = [
     # b, h, w, c, n, padding
     (2, 5, 7, 32, 70, 1),
     (1, 1, 1, 40, 33, 1),
     (1, 2, 9, 37, 64, (0, 1, 2, 1)),
+    (1, 4, 4, 24, 25, 2),
     (1, 3, 3, 33, 32, 0),
     (1, 4, 3, 32, 40, (4, 0, 0, 5)),
     (3, 24, 26, 400, 130, 1),  # several blocks of channels, panels and runs of tiles
@@ -101,17 +104,55 @@ def test_when_winograd_is_taken(monkeypatch):
     assert len(calls) == 1
     check((x, w, b), padding=1)  # a weight that is trained, for few pixels
     check((x.double(), w.double(), b.double()), grads=False, padding=1)
-    check((x[..., :31], w[:, :31], b), grads=False, padding=1)
+    check((x[..., :23], w[:, :23], b), grads=False, padding=1)
     check((x, w, b), grads=False, padding=1, stride=2)
     assert len(calls) == 1
 
 
-def test_winograd_in_training(isa, monkeypatch):
+@pytest.mark.parametrize("geometry", WINOGRAD[:-1], ids=str)
+def test_winograd_in_training(isa, geometry, monkeypatch):
     monkeypatch.setattr(conv2d_module._winograd, "_LEAST_TRAINED_PIXELS", 0)
-    check(case(2, 5, 7, 33, 40, 3), padding=1)
-    check(case(1, 6, 6, 32, 32, 3), padding=(0, 1, 2, 0))
-    check(case(1, 4, 4, 32, 32, 3), padding=3)  # dx would need a negative padding
-    assert_accurate(ops.upsample_conv2d, reference.upsample_conv2d, case(2, 5, 7, 33, 40, 3))
+    b, h, w, c, n, padding = geometry
+    x, weight, _ = args = case(b, h, w, c, n, 3)
+    check(args, padding=padding)  # with a padding above 2, dx would need a negative one
+    check((x.transpose(1, 2), weight.transpose(2, 3), None), padding=1)
+    if padding == 1:
+        assert_accurate(ops.upsample_conv2d, reference.upsample_conv2d, args)
+
+
+def test_winograd_gradients_in_parts(isa):
+    """Over 512 tiles they are summed up in parts: with any number of threads the same bits."""
+    args = case(3, 46, 45, 33, 40, 3)
+    check(args, padding=1)
+    dy = torch.randn(3, 92, 90, 40)
+
+    def run():
+        leaves = [t.clone().requires_grad_() for t in args]
+        ops.conv2d(*leaves, padding=1).backward(dy[:, :46, :45])
+        ops.upsample_conv2d(*leaves).backward(dy)
+        return [t.grad for t in leaves]
+
+    one, *others = (with_threads(n, run) for n in (1, 2, 5))
+    assert all(torch.equal(p, q) for other in others for p, q in zip(one, other, strict=True))
+
+
+def test_gradients_of_some_arguments():
+    """What needs no gradient is not computed, with Winograd's algorithm and without."""
+    for channels in (8, 40):
+        x, w, b = case(2, 9, 8, channels, channels, 3)
+        for chosen in ((0,), (1,), (2,), (0, 2), (1, 2)):
+            for fn in (lambda *a: ops.conv2d(*a, padding=1), ops.upsample_conv2d):
+                leaves = [t.clone().requires_grad_(i in chosen) for i, t in enumerate((x, w, b))]
+                every = [t.clone().requires_grad_() for t in (x, w, b)]
+                fn(*leaves).square().sum().backward()
+                fn(*every).square().sum().backward()
+                for i, (some, full) in enumerate(zip(leaves, every, strict=True)):
+                    assert (some.grad is not None) == (i in chosen)
+                    if i in chosen:
+                        torch.testing.assert_close(some.grad, full.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_winograd_refuses_another_dtype_of_the_weight():
     x, w, b = case(1, 6, 6, 32, 32, 3)
     w.requires_grad_()
     with pytest.raises(TypeError, match="weight must be float32, got float64"):

@@ -8,6 +8,7 @@ import torch
 
 from tests.ops.test_conv2d import DTYPES, GEOMETRIES, case, check
 from vision_accel import ops
+from vision_accel.ops import _winograd
 from vision_accel.testing import reference
 from vision_accel.testing.compare import assert_accurate
 
@@ -27,8 +28,9 @@ IN_EIGHTS = [
 
 @pytest.fixture(autouse=True)
 def _unpacked(monkeypatch):
-    """Weights on a GPU are not packed."""
+    """Weights on a GPU are not packed, nor transformed."""
 
+    monkeypatch.setattr(_winograd, "suits", lambda *_: False)
     modules = [sys.modules[f"vision_accel.ops.{name}"] for name in ("conv2d", "_upsample_conv2d")]
 
     def plain(x, weight, train, form="conv2d", arrange=modules[0]._matrix):

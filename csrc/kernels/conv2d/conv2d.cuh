@@ -28,7 +28,7 @@ struct Conv {
   const void *weight, *bias;  // [n, k], [n]; bias may be null
   int h, w, channels;
   int pixels, rows, cols, n, k;
-  int kernel_w, stride, dilation, pad_top, pad_left;
+  int kernel_w, stride, pad_top, pad_left;
   Activation activation;
   bool wide;     // y and residual are f32 beside 16-bit operands
   bool tf32;     // f32 operands may be rounded to tf32
@@ -60,20 +60,11 @@ struct Tap {
   }
 };
 
-// The coordinate in x of coordinate i of the spread image; negative where that is a zero.
-VA_DEVICE int source(int i, int dilation, int size) {
-  if (dilation > 1) {
-    if (i < 0 || i % dilation != 0) return -1;
-    i /= dilation;
-  }
-  return i < size ? i : -1;
-}
-
 // The patch of x that an output pixel sums over.
 template <class T>
 struct Patch {
   const T* image;
-  int top, left;  // its corner in the spread image
+  int top, left;  // its corner
 
   VA_DEVICE void place(const Conv& p, int index) {
     const bool exists = index < p.pixels;
@@ -83,10 +74,8 @@ struct Patch {
     left = pixel.col * p.stride - p.pad_left;
   }
   // What a tap reads; null where that is a zero.
-  template <bool kSpread>
   VA_DEVICE const T* at(const Conv& p, const Tap& tap) const {
-    int row = top + tap.row, col = left + tap.col;
-    if constexpr (kSpread) row = source(row, p.dilation, p.h), col = source(col, p.dilation, p.w);
+    const int row = top + tap.row, col = left + tap.col;
     const bool inside = row >= 0 && row < p.h && col >= 0 && col < p.w;
     return inside ? image + row * p.x.row + col * p.x.col + tap.channel : nullptr;
   }
@@ -95,9 +84,10 @@ struct Patch {
 // The same for a pixel that changes.
 template <class T>
 VA_DEVICE const T* tap_source(const Conv& p, const Pixel& pixel, const Tap& tap) {
-  const int row = source(pixel.row * p.stride + tap.row - p.pad_top, p.dilation, p.h);
-  const int col = source(pixel.col * p.stride + tap.col - p.pad_left, p.dilation, p.w);
-  return row < 0 || col < 0 ? nullptr : p.x.at<const T>(pixel.batch, row, col) + tap.channel;
+  const int row = pixel.row * p.stride + tap.row - p.pad_top;
+  const int col = pixel.col * p.stride + tap.col - p.pad_left;
+  const bool inside = row >= 0 && row < p.h && col >= 0 && col < p.w;
+  return inside ? p.x.at<const T>(pixel.batch, row, col) + tap.channel : nullptr;
 }
 
 // y = residual + act(sums + bias) for the channels [col, col + kV) of a pixel, of which `count` exist.

@@ -4,7 +4,7 @@
 #include "core/dispatch.h"
 #include "kernels/common/activation_math.h"
 #include "kernels/common/gemm.h"
-#include "kernels/conv2d/winograd.h"
+#include "kernels/conv2d/winograd_weight.h"
 
 namespace va {
 namespace VA_ISA {
@@ -38,22 +38,13 @@ T* at(const TensorView& image, const Pixel& p) {
   return at<T>(image, p.batch, p.row, p.col);
 }
 
-// The index in x of coordinate i of the spread image; -1 where that is a zero.
-VA_INLINE int64_t source(int64_t i, int64_t dilation, int64_t size) {
-  if (i < 0) return -1;
-  if (dilation > 1) {
-    if (i % dilation) return -1;
-    i /= dilation;
-  }
-  return i < size ? i : -1;
-}
-
 // The pixel of x that a tap of an output pixel reads; null outside.
 template <class T>
 const T* tap_source(const TensorView& x, const Window& w, const Pixel& p, int64_t tap_row, int64_t tap_col) {
-  const int64_t row = source(p.row * w.stride + tap_row - w.pad_top, w.dilation, x.sizes[1]);
-  const int64_t col = source(p.col * w.stride + tap_col - w.pad_left, w.dilation, x.sizes[2]);
-  return row < 0 || col < 0 ? nullptr : at<T>(x, p.batch, row, col);
+  const int64_t row = p.row * w.stride + tap_row - w.pad_top;
+  const int64_t col = p.col * w.stride + tap_col - w.pad_left;
+  const bool inside = row >= 0 && col >= 0 && row < x.sizes[1] && col < x.sizes[2];
+  return inside ? at<T>(x, p.batch, row, col) : nullptr;
 }
 
 // body(tap row, tap column, first channel, offset, count) for the stretches of one tap in [k0, k0 + kc).
@@ -193,6 +184,22 @@ void conv2d_winograd<kIsa>(const Conv2dWinograd& a) {
     else
       VA_ISA::Winograd<VA_ISA::SameSize>(a).template run<act()>();
   });
+}
+
+template <>
+void conv2d_winograd_pack<kIsa>(const Conv2dWinogradPack& a) {
+  if (a.upsample)
+    VA_ISA::pack_points<VA_ISA::TwiceSize>(a);
+  else
+    VA_ISA::pack_points<VA_ISA::SameSize>(a);
+}
+
+template <>
+void conv2d_winograd_weight<kIsa>(const Conv2dWinogradWeight& a) {
+  if (a.upsample)
+    VA_ISA::WinogradWeightGradient<VA_ISA::TwiceSize>(a).run();
+  else
+    VA_ISA::WinogradWeightGradient<VA_ISA::SameSize>(a).run();
 }
 
 template <>

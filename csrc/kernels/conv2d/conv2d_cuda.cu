@@ -36,7 +36,7 @@ forward_kernel(const VA_PARAMETER Conv p) {
 #pragma unroll
     for (int i = 0; i < kRun; ++i) {
       const int n = n0 + row + i * kSide;
-      const T* const x = k < p.k ? patches[i].template at<true>(p, tap) : nullptr;
+      const T* const x = k < p.k ? patches[i].at(p, tap) : nullptr;
       a[depth * kRow + row + i * kSide] = x ? C(to_float(*x)) : C(0);
       const T* const w = static_cast<const T*>(p.weight) + static_cast<int64_t>(n) * p.k + k;
       b[depth * kRow + row + i * kSide] = k < p.k && n < p.n ? C(to_float(*w)) : C(0);
@@ -94,16 +94,15 @@ unsigned blocks(int64_t work, int64_t size) { return static_cast<unsigned>((work
 Conv conv_of(const TensorView& x, const TensorView& y, const Window& w) {
   const int64_t k = w.kernel_h * w.kernel_w * x.sizes[3], pixels = y.sizes[0] * y.sizes[1] * y.sizes[2];
   constexpr int64_t kMost = INT32_MAX / 4;  // leaves room for the padding and the last tile
-  for (const int64_t size :
-       {pixels, k, y.sizes[3], x.sizes[1] * w.dilation, x.sizes[2] * w.dilation, y.sizes[1] * w.stride,
-        y.sizes[2] * w.stride, w.pad_top + kMost / 2, w.pad_left + kMost / 2})
+  for (const int64_t size : {pixels, k, y.sizes[3], x.sizes[1], x.sizes[2], y.sizes[1] * w.stride,
+                             y.sizes[2] * w.stride, w.pad_top + kMost / 2, w.pad_left + kMost / 2})
     if (size > kMost) fail("conv2d: the image or the kernel is too large for one call on a GPU");
   const auto i = [](int64_t v) { return static_cast<int>(v); };
   Conv p{};
   p.x = image_of(x), p.y = image_of(y);
   p.h = i(x.sizes[1]), p.w = i(x.sizes[2]), p.channels = i(x.sizes[3]);
   p.pixels = i(pixels), p.rows = i(y.sizes[1]), p.cols = i(y.sizes[2]), p.n = i(y.sizes[3]), p.k = i(k);
-  p.kernel_w = i(w.kernel_w), p.stride = i(w.stride), p.dilation = i(w.dilation);
+  p.kernel_w = i(w.kernel_w), p.stride = i(w.stride);
   p.pad_top = i(w.pad_top), p.pad_left = i(w.pad_left);
   return p;
 }

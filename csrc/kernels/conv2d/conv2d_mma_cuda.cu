@@ -176,7 +176,7 @@ VA_DEVICE void finish_tile(const Conv& p, float (&acc)[Cut<kN>::kTilesM][Cut<kN>
   }
 }
 
-template <class T, int kN, bool kSpread, F32 f32>
+template <class T, int kN, F32 f32>
 VA_KERNEL(kThreads, 2)
 forward_kernel(const VA_PARAMETER Conv p) {
   constexpr int kChunks = kDepthBytes / 16, kStep = kThreads / kChunks;  // rows that are copied at once
@@ -198,7 +198,7 @@ forward_kernel(const VA_PARAMETER Conv p) {
            [&](int s) {
 #pragma unroll
              for (int i = 0; i < kRowsA; ++i) {
-               const T* const x = k < p.k ? patches[i].template at<kSpread>(p, tap) : nullptr;
+               const T* const x = k < p.k ? patches[i].at(p, tap) : nullptr;
                copy16_async(stage_a(s).chunk(row + i * kStep, column), x ? x : patches[i].image,
                             x != nullptr);
              }
@@ -273,9 +273,8 @@ unsigned blocks(int work, int size) { return static_cast<unsigned>((work + size 
 
 template <class T, int kN, F32 f32>
 void run_forward(const Conv& p, Stream stream) {
-  const auto kernel = p.dilation > 1 ? forward_kernel<T, kN, true, f32> : forward_kernel<T, kN, false, f32>;
-  launch("conv2d", kernel, {blocks(p.pixels, kM), blocks(p.n, kN)}, kThreads, kStages * kStageBytes<kN>,
-         stream, p);
+  launch("conv2d", forward_kernel<T, kN, f32>, {blocks(p.pixels, kM), blocks(p.n, kN)}, kThreads,
+         kStages * kStageBytes<kN>, stream, p);
 }
 
 }  // namespace

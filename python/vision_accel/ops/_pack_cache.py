@@ -29,18 +29,14 @@ _entries: dict[int, _Entry] = {}  # by the id of the weight, which lives as long
 
 
 def packed_weight(
-    weight: Tensor, form: object = None, arrange: Callable[[Tensor], Tensor] | None = None
+    weight: Tensor, form: object = None, make: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
     """The packed copy of a CPU weight [N, ...], made now if there is none that is up to date.
 
     Args:
         weight: what the copy belongs to.
-        form: names what ``arrange`` does; a copy of another form is replaced.
-        arrange: makes the matrix [N, K], or several of equal size [..., N, K], that is packed; by default
-            the trailing axes of the weight are taken as one.
-
-    Returns:
-        [numel], or [..., numel] for several matrices.
+        form: names what ``make`` does; a copy of another form is replaced.
+        make: makes the copy; by default :func:`pack` of the weight with its trailing axes taken as one.
     """
     version = -1 if weight.is_inference() else weight._version
     fingerprint = _C.linear_fingerprint(weight)
@@ -54,8 +50,7 @@ def packed_weight(
         and entry.weight() is weight
     ):
         return entry.packed
-    matrix = weight.detach().flatten(1) if arrange is None else arrange(weight.detach())
-    packed = pack(matrix)
+    packed = pack(weight.detach().flatten(1)) if make is None else make(weight.detach())
     _entries[key] = _Entry(
         weakref.ref(weight, lambda _: _entries.pop(key, None)), version, fingerprint, form, packed
     )

@@ -88,8 +88,8 @@ def _upsample_out(x: Tensor, weight: Tensor) -> Tensor:
 def _upsample_run(x: Tensor, weight: Tensor, bias: Tensor | None, train: bool) -> Tensor:
     y = _upsample_out(x, weight)
     x = dense(x)
-    if _winograd.suits(x, weight, y.shape[1], y.shape[2], train):
-        points = pack_points(x, weight, train, "upsample_winograd", _winograd.twice_size)
+    if _winograd.suits(x, weight.shape, 1, y.shape[1:3].numel() if train else None):
+        points = pack_points(x, weight, train, upsample=True)
         _C.conv2d_winograd(x, points, bias, None, y, "none", (1, 1), True)
         return y
     matrix, packed = pack(x, weight, train, "upsample_conv2d", _fold)
@@ -99,7 +99,7 @@ def _upsample_run(x: Tensor, weight: Tensor, bias: Tensor | None, train: bool) -
             m, k = (None if v is None else v[p, q] for v in (matrix, packed))
             phase = y[:, p::2, q::2]
             corner = (1 - p, 1 - q)
-            _C.conv2d_forward(x, m, k, bias, None, phase, "none", (2, 2), 1, 1, corner, stream, tf32)
+            _C.conv2d_forward(x, m, k, bias, None, phase, "none", (2, 2), 1, corner, stream, tf32)
     return y
 
 
@@ -128,15 +128,19 @@ def _upsample_grad_run(
                 kernel[:, i : i + 3, j : j + 3] += taps.flip(1, 2)
         matrix = kernel.to(dy.dtype).flatten(1)
         stream, tf32 = stream_of(dy), allows_tf32(dy, weight)
-        _C.conv2d_forward(dy, matrix, None, None, None, dx, "none", (4, 4), 2, 1, (1, 1), stream, tf32)
-    if needs[1] and x is not None:
+        _C.conv2d_forward(dy, matrix, None, None, None, dx, "none", (4, 4), 2, (1, 1), stream, tf32)
+    winograd = needs[1] and _winograd.suits(dy, weight_shape, 1)
+    if x is not None and winograd:
+        bias = dbias if needs[2] else None
+        _winograd.backward_weight(dy, dense(x), dweight, bias, (1, 1), upsample=True)
+    elif x is not None and needs[1]:
         folded = dy.new_empty(2, 2, n, 2, 2, c)
         for p in range(2):
             for q in range(2):
                 phase, matrix = dy[:, p::2, q::2], folded[p, q].flatten(1)
                 backward_weight(phase, x, matrix, (2, 2), 1, (1 - p, 1 - q))
         dweight.copy_(_unfold(folded.to(statistics_dtype(folded))))
-    if needs[2]:
+    if needs[2] and not winograd:
         sum_pixels(dy, dbias)
     return outputs
 

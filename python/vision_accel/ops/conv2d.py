@@ -136,16 +136,24 @@ def pack(x: Tensor, weight: Tensor, train: bool, form: str = "conv2d", arrange: 
     if train or weight.is_cuda:
         _pack_cache.forget(weight)  # it is about to change
         return arrange(weight.to(x.dtype)).contiguous(), None
-    return None, _pack_cache.packed_weight(weight, (form, x.dtype), lambda w: arrange(w.to(x.dtype)))
+
+    def make(w: Tensor) -> Tensor:
+        return _pack_cache.pack(arrange(w.to(x.dtype)))
+
+    return None, _pack_cache.packed_weight(weight, (form, x.dtype), make)
 
 
-def pack_points(x: Tensor, weight: Tensor, train: bool, form: str, arrange: Any) -> Tensor:
+def pack_points(x: Tensor, weight: Tensor, train: bool, upsample: bool) -> Tensor:
     """The weight as Winograd's algorithm takes it."""
-    if not train:
-        return pack(x, weight, train, form, arrange)[1]
     _check_weight(x, weight)
-    _pack_cache.forget(weight)
-    return _pack_cache.pack(arrange(weight.to(x.dtype)))
+
+    def make(w: Tensor) -> Tensor:
+        return _winograd.pack(w.to(x.dtype), upsample=upsample)
+
+    if train:
+        _pack_cache.forget(weight)
+        return make(weight)
+    return _pack_cache.packed_weight(weight, ("winograd", upsample), make)
 
 
 def _run(
@@ -162,14 +170,14 @@ def _run(
     y = x.new_empty(_out_shape(x, weight, stride, pads), dtype=out_dtype)
     kernel, corner = (weight.shape[2], weight.shape[3]), (pads[0], pads[2])
     residual = None if residual is None else dense(residual)
-    if stride == 1 and _winograd.suits(x, weight, y.shape[1], y.shape[2], train):
-        points = pack_points(x, weight, train, "winograd", _winograd.same_size)
+    if _winograd.suits(x, weight.shape, stride, y.shape[1:3].numel() if train else None):
+        points = pack_points(x, weight, train, upsample=False)
         _C.conv2d_winograd(dense(x), points, bias, residual, y, activation, corner, False)
         return y
     matrix, packed = pack(x, weight, train)
     stream, tf32 = stream_of(x), allows_tf32(x, weight)
     _C.conv2d_forward(
-        dense(x), matrix, packed, bias, residual, y, activation, kernel, stride, 1, corner, stream, tf32
+        dense(x), matrix, packed, bias, residual, y, activation, kernel, stride, corner, stream, tf32
     )
     return y
 
@@ -191,12 +199,11 @@ def _fake(
 def grad_outputs(
     dy: Tensor, x_shape: list[int], weight_shape: list[int], dtype: torch.dtype, needs: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dweight (channels last) and dbias; empty where not needed."""
-    n, c, i, j = weight_shape
+    """dx, dweight and dbias; empty where not needed."""
     return (
         dy.new_empty(x_shape if needs[0] else 0, dtype=dtype),
-        dy.new_empty((n, i, j, c) if needs[1] else (0, 0, 0, 0), dtype=dtype).permute(0, 3, 1, 2),
-        dy.new_empty(n if needs[2] else 0, dtype=statistics_dtype(dy)),
+        dy.new_empty(weight_shape if needs[1] else 0, dtype=dtype),
+        dy.new_empty(weight_shape[0] if needs[2] else 0, dtype=statistics_dtype(dy)),
     )
 
 
@@ -231,27 +238,44 @@ def _grad_run(
     outputs = dx, dweight, dbias = grad_outputs(dy, x_shape, weight_shape, dtype, needs)
     dy = dense(dy)
     i, j = weight_shape[2:]
-    if needs[2]:
+    winograd = needs[1] and _winograd.suits(dy, weight_shape, stride)
+    if needs[2] and not winograd:
         sum_pixels(dy, dbias)
     dy = dy.to(dtype)
     if needs[0] and weight is not None:
-        flipped = weight.to(dtype).flip(2, 3).transpose(0, 1)  # [C, N, i, j]
-        corner = (i - 1 - pads[0], j - 1 - pads[2])
-        if (
-            stride == 1
-            and min(corner) >= 0
-            and _winograd.suits(dy, flipped, x_shape[1], x_shape[2], train=True)
-        ):
-            points = _pack_cache.pack(_winograd.same_size(flipped))
-            _C.conv2d_winograd(dy, points, None, None, dx, "none", corner, False)
-        else:
-            matrix, stream, tf32 = _matrix(flipped).contiguous(), stream_of(dy), allows_tf32(dy, weight)
-            _C.conv2d_forward(
-                dy, matrix, None, None, None, dx, "none", (i, j), 1, stride, corner, stream, tf32
-            )
-    if needs[1] and x is not None:
-        backward_weight(dy, x, dweight.permute(0, 2, 3, 1).flatten(1), (i, j), stride, (pads[0], pads[2]))
+        _backward_input(dy, weight.to(dtype), dx, stride, (pads[0], pads[2]))
+    if x is not None and winograd:
+        bias = dbias if needs[2] else None
+        _winograd.backward_weight(dy, dense(x), dweight, bias, (pads[0], pads[2]), upsample=False)
+    elif x is not None and needs[1]:
+        last = torch.empty_like(dweight.permute(0, 2, 3, 1), memory_format=torch.contiguous_format)
+        backward_weight(dy, x, last.flatten(1), (i, j), stride, (pads[0], pads[2]))
+        dweight.copy_(last.permute(0, 3, 1, 2))
     return outputs
+
+
+def _backward_input(dy: Tensor, weight: Tensor, dx: Tensor, stride: int, corner: tuple[int, int]) -> None:
+    """The gradient by x: every stride-th pixel of it is a convolution of dy with every stride-th tap."""
+    turned = weight.transpose(0, 1)  # [C, N, i, j]
+    pads = (2 - corner[0], 2 - corner[1])
+    if min(pads) >= 0 and _winograd.suits(dy, turned.shape, stride, dx.shape[1:3].numel()):
+        points = _winograd.pack(turned, mirrored=True)
+        _C.conv2d_winograd(dy, points, None, None, dx, "none", pads, False)
+        return
+    stream, tf32 = stream_of(dy), allows_tf32(dy, weight)
+    for row in range(stride):
+        for col in range(stride):
+            phase = dx[:, row::stride, col::stride]
+            # The first tap that meets the phase, and how far from it in dy.
+            (down, i), (right, j) = (divmod(p + c, stride) for p, c in zip((row, col), corner, strict=True))
+            taps = turned[:, :, i::stride, j::stride].flip(2, 3)
+            kernel = tuple(taps.shape[2:])
+            if 0 in kernel:
+                phase.zero_()
+                continue
+            pads = (kernel[0] - 1 - down, kernel[1] - 1 - right)
+            matrix = _matrix(taps).contiguous()
+            _C.conv2d_forward(dy, matrix, None, None, None, phase, "none", kernel, 1, pads, stream, tf32)
 
 
 def _grad_fake(
