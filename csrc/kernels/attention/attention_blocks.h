@@ -191,9 +191,10 @@ void score_tiles(const Plan& p, const Block& b, C* out, const C* rows, const C* 
     for (int64_t i = 0; i < b.queries; i += kTileRows) {
       const int64_t columns = std::min(width, b.seen_by_tile(i) - key);
       if (columns <= 0) continue;
+      const C* const panel = keys_t + key * p.dim;
       micro_kernel_for<C>(std::min<int64_t>(kTileRows, b.queries - i), columns)(
-          p.dim, {rows + i * p.dim_padded, p.dim_padded, 1}, keys_t + key * p.dim, width,
-          out + i * p.score_stride + key, p.score_stride, false);
+          p.dim, {rows + i * p.dim_padded, p.dim_padded, 1}, panel, width, out + i * p.score_stride + key,
+          p.score_stride, false, panel);
     }
 }
 
@@ -205,7 +206,7 @@ void sum_over_keys(const Plan& p, const Block& b, C* out, const C* weights, cons
     for (int64_t i = 0; i < b.queries; i += kTileRows)
       micro_kernel_for<C>(std::min<int64_t>(kTileRows, b.queries - i), std::min(width, p.dim_padded - c))(
           b.seen_by_tile(i), {weights + i * p.score_stride, p.score_stride, 1}, rows + c, p.dim_padded,
-          out + i * p.dim_padded + c, p.dim_padded, true);
+          out + i * p.dim_padded + c, p.dim_padded, true, rows + c);
 }
 
 // out[key] += sum over queries of weights[query][key] rows[query].
@@ -217,7 +218,8 @@ void sum_over_queries(const Plan& p, const Block& b, C* out, const C* weights, c
       const int64_t first = b.first_query(j);
       micro_kernel_for<C>(std::min<int64_t>(kTileRows, b.keys - j), std::min(width, p.dim_padded - c))(
           b.queries - first, {weights + first * p.score_stride + j, 1, p.score_stride},
-          rows + first * p.dim_padded + c, p.dim_padded, out + j * p.dim_padded + c, p.dim_padded, true);
+          rows + first * p.dim_padded + c, p.dim_padded, out + j * p.dim_padded + c, p.dim_padded, true,
+          rows + c);
     }
 }
 

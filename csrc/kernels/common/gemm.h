@@ -159,11 +159,21 @@ void run_job(const Gemm<S>& g, Epilogue<C> epilogue, int64_t tile0, int64_t tile
         g.gather_b(panel * kCols, valid, k0, kc, b_panel);
       else if (!packed)
         pack_panel(g.b, panel * kCols, valid, k0, kc, b_panel);
+      // Packed B comes from memory while the panel before it is worked on: each tile fetches a part.
+      const S* next = nullptr;
+      if (packed && p + 1 < panels)
+        next = b + g.k * kCols;
+      else if (packed && !last)
+        next = packed + (panel0 * g.k + k0 + kc) * kCols;
+      const int64_t next_bytes = next ? kc * kCols * static_cast<int64_t>(sizeof(S)) : 0;
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t row = row0 + t * kTileRows, rows = smaller(kTileRows, row1 - row);
         C* const tile = sums + (blocks > 1 ? p * tiles + t : 0) * kTileRows * kCols;
+        const int64_t fetched = t * kc * kAheadBytes;
+        const void* const ahead = fetched < next_bytes ? reinterpret_cast<const char*>(next) + fetched
+                                                       : static_cast<const void*>(b);
         micro_kernel_for<S>(rows, valid)(kc, {a.data + t * tile_step, a.stride, a.k_stride}, b, kCols, tile,
-                                         kCols, block > 0);
+                                         kCols, block > 0, ahead);
         if (!last) continue;
         const int64_t from = panel == 0 ? skip : 0;
         epilogue({tile + from, row, rows, panel * kCols + from - skip, valid - from});

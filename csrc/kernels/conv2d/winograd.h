@@ -211,7 +211,7 @@ class Winograd {
           for (int64_t t = 0; t < count; t += kTileRows)
             micro_kernel_for<float>(smaller(kTileRows, count - t), valid)(
                 kc, {inputs + i * point + t * channels + k, channels, 1}, weight, kCols,
-                products + (t * kAll + i) * kCols, kAll * kCols, k > 0);
+                products + (t * kAll + i) * kCols, kAll * kCols, k > 0, weight);
         }
       }
       for (int64_t t = 0; t < count; ++t)
