@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
 import importlib
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -72,21 +74,27 @@ def make(part: str, batch: int, length: int = 77) -> Workload:
     )
 
 
-def _engines(module: nn.Module, x: torch.Tensor) -> Any:
-    """The engines; tracing cannot see into torch's fused path of nn.MultiheadAttention."""
+@contextlib.contextmanager
+def _transparent_attention() -> Iterator[None]:
+    """Without torch's fused nn.MultiheadAttention, into which neither tracing nor counting can see."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        return peers.engines(module, x)
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _engines(module: nn.Module, x: torch.Tensor) -> Any:
+    with _transparent_attention():
+        return peers.engines(module, x)
 
 
 def _flops(module: nn.Module, x: torch.Tensor) -> float:
     """Floating-point operations of the peer's graph: what we save is not subtracted."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with _transparent_attention(), FlopCounterMode(display=False) as counter, torch.no_grad():
         module(x)
     return float(counter.get_total_flops())
 
