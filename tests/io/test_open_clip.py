@@ -115,6 +115,15 @@ def test_there_and_back(seed, tmp_path):
     assert all(torch.equal(before[k].reshape(after[k].shape), after[k]) for k in before)
 
 
+def test_norm_only_after_pooling(tmp_path):
+    config = draw(0)
+    config["vision_cfg"] |= {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
+    theirs = build(config)
+    save(theirs, config, tmp_path / "a")
+    ours = va.load(tmp_path / "a")
+    compare(theirs, ours, ours.config.vision.img_size, config["text_cfg"]["context_length"])
+
+
 def timm_config(**vision):
     text = {
         "context_length": 16, "vocab_size": 60, "width": 32, "heads": 2, "layers": 2, "no_causal_mask": True,

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vision_accel.io._weights import Weight, layer, read_weights, write_weights
@@ -183,7 +182,8 @@ def read_tensors(c: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Ten
     found = read_weights(weights, tensors, _LEFTOVERS.__contains__)
     if not trunk and not c["vision"]["pre_norm"]:
         # open_clip's patch embedding never has a bias.
-        found["visual.patch_embed.proj.bias"] = torch.zeros_like(found["visual.norm.bias"])
+        kernels = found["visual.patch_embed.proj.weight"]
+        found["visual.patch_embed.proj.bias"] = kernels.new_zeros(len(kernels))
     return found
 
 
