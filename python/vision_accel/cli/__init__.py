@@ -29,7 +29,7 @@ COMMANDS = {
     "reconstruct": "pass images through an autoencoder: PSNR, pictures, latents",
     "decode": "pictures of latents: from a file, between two of them, or drawn at random",
     "data": "write, index and check webdataset tars:  data --help",
-    "convert": "rewrite a model directory in another layout (hf, timm, open_clip)",
+    "convert": "rewrite a model directory in another layout (hf, timm, open_clip, diffusers, ldm)",
     "bench": "measure images per second of a model; bench data: of the loaders",
 }
 
