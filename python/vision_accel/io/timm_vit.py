@@ -38,6 +38,8 @@ def read(
         fields["norm_eps"] = 1e-6  # the variant's own eps is lost when timm is given a norm layer by name
     if "act_layer" in args:
         args["act_layer"] = _ACTIVATIONS.get(args["act_layer"], args["act_layer"])
+    if not args.get("attn_layer"):
+        args.pop("attn_layer", None)
     fields |= {k: v for k, v in args.items() if k not in _IGNORED}
 
     tensors = dict(tensors)

@@ -159,6 +159,7 @@ _DINO = {**_SCALE, "img_size": 518, "num_classes": 0}  # Oquab et al. 2023, arXi
 _REG4 = {"reg_tokens": 4, "no_embed_class": True}  # Darcet et al. 2023, arXiv:2309.16588
 _SWIGLU = {"mlp_ratio": 5.33334, "mlp_layer": "swiglu", "act_layer": "silu"}
 _DINO_G = {**_SWIGLU, "embed_dim": 1536, "num_heads": 24}
+_TIPS = {"img_size": 448, "init_values": 1.0, "num_classes": 0, "reg_tokens": 1, "no_embed_class": True}
 _SIGLIP = {"class_token": False, "global_pool": "map", "num_classes": 0}  # Zhai et al. 2023, arXiv:2303.15343
 # Wang et al. 2022 (BEiT-3), arXiv:2208.10442
 _BEIT = {"scale_attn_norm": True, "scale_mlp_norm": True, "global_pool": "avg", "norm_eps": 1e-5}
@@ -170,7 +171,13 @@ _VARIANTS: list[tuple[dict[str, Any], str]] = [
      vit_small_patch16_384 vit_small_patch32_224 vit_small_patch32_384 vit_base_patch8_224
      vit_base_patch16_224 vit_base_patch16_384 vit_base_patch32_224 vit_base_patch32_384
      vit_large_patch14_224 vit_large_patch16_224 vit_large_patch16_384 vit_large_patch32_224
-     vit_large_patch32_384 vit_huge_patch14_224 vit_giant_patch14_224 vit_gigantic_patch14_224"""),
+     vit_large_patch32_384 vit_huge_patch14_224 vit_giant_patch14_224 vit_gigantic_patch14_224
+     deit_tiny_patch16_224 deit_small_patch16_224 deit_base_patch16_224 deit_base_patch16_384"""),
+    ({"init_values": 1e-6, "no_embed_class": True}, """
+     deit3_small_patch16_224 deit3_small_patch16_384 deit3_medium_patch16_224 deit3_base_patch16_224
+     deit3_base_patch16_384 deit3_large_patch16_224 deit3_large_patch16_384 deit3_huge_patch14_224"""),
+    ({"patch_size": 16, "img_size": 240, "no_embed_class": True}, """
+     flexivit_small flexivit_base flexivit_large"""),
     ({"qkv_bias": False}, "vit_base_patch16_224_miil"),
     (_SCALE, "vit_base_patch32_plus_256 vit_base_patch16_plus_240"),
     ({**_SCALE, "depth": 36}, "vit_small_patch16_36x1_224"),
@@ -198,6 +205,9 @@ _VARIANTS: list[tuple[dict[str, Any], str]] = [
      vit_small_patch14_reg4_dinov2 vit_base_patch14_reg4_dinov2 vit_large_patch14_reg4_dinov2"""),
     ({**_DINO, **_DINO_G}, "vit_giant_patch14_dinov2"),
     ({**_DINO, **_DINO_G, **_REG4}, "vit_giant_patch14_reg4_dinov2"),
+    (_TIPS, """
+     vit_base_patch14_reg1_tipsv2 vit_large_patch14_reg1_tipsv2 vit_so400m_patch14_reg1_tipsv2"""),
+    ({**_TIPS, **_DINO_G}, "vit_giant_patch14_reg1_tipsv2"),
     (_SIGLIP, """
      vit_base_patch16_siglip_224 vit_base_patch16_siglip_256 vit_base_patch16_siglip_384
      vit_base_patch16_siglip_512 vit_large_patch16_siglip_256 vit_large_patch16_siglip_384
@@ -255,13 +265,13 @@ def variants() -> dict[str, dict[str, Any]]:
     found = dict(_TEST_VARIANTS)
     for recipe, names in _VARIANTS:
         for name in names.split():
-            match = re.fullmatch(r"[a-z]+3?_([a-z0-9]+)_patch(\d+)_(.*?)_?(\d+)?(_miil)?", name)
+            match = re.fullmatch(r"[a-z]+3?_([a-z0-9]+)(?:_patch(\d+)_(.*?)_?(\d+)?(?:_miil)?)?", name)
             assert match
             size, patch, rest, image = match.group(1, 2, 3, 4)
-            width, depth, heads, ratio = SIZES["plus" if rest.startswith("plus") else size]
+            width, depth, heads, ratio = SIZES["plus" if (rest or "").startswith("plus") else size]
             found[name] = {
                 "embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": ratio,
-                "patch_size": int(patch), "img_size": int(image or 0), **recipe,
+                "patch_size": int(patch or 0), "img_size": int(image or 0), **recipe,
             }  # fmt: skip
     return found
 
