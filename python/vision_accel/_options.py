@@ -2,6 +2,7 @@
 """Nested plain values, as in a YAML file -> a dataclass of options. Mistakes are one-line ValueErrors."""
 
 import dataclasses
+import numbers
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,6 +37,19 @@ def from_values(cls: type[T], values: Any) -> T:
         ValueError: unknown option (the message suggests a near one) or a value of the wrong type.
     """
     return _group(cls, values, "", cls)
+
+
+def check_fields(owner: str, options: Any) -> None:
+    """Raise a ValueError unless every field of a dataclass holds what its type says, as it comes from JSON.
+
+    A number in another form (``"1e-5"``, one of numpy's) and a list for a tuple are converted in place.
+    """
+    for name, hint in get_type_hints(type(options)).items():
+        value = getattr(options, name)
+        fits, converted = _match(hint, value)
+        if not fits:
+            raise ValueError(f"{owner}: {name} must be {_describe(hint)}, got {value!r}")
+        object.__setattr__(options, name, converted)  # it may be frozen
 
 
 def leaves(cls: type, prefix: str = "") -> Iterator[str]:
@@ -97,11 +111,15 @@ def _match(hint: Any, value: Any) -> tuple[bool, Any]:
         return isinstance(value, str | Path), value and Path(value)
     if hint is type(None):
         return value is None, None
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), value
+    if isinstance(value, bool):
+        return hint is bool, value
+    if hint is int and isinstance(value, numbers.Integral):
+        return True, int(value)
+    return isinstance(value, hint), value
 
 
 def _number(value: Any) -> tuple[bool, Any]:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | str):
         return False, None
     try:
         return True, float(value)  # YAML reads 1e-3 as a string

@@ -264,6 +264,9 @@ def test_low_precision(tmp_path, dtype):
     va.save(ours, tmp_path / "b")
     assert json.loads((tmp_path / "b" / "config.json").read_text())["dtype"] == str(dtype)[6:]
     assert va.load(tmp_path / "b").head.weight.dtype == dtype
+    assert va.load(tmp_path / "b", dtype="float64").head.weight.dtype == torch.float64
+    with pytest.raises(ValueError, match="dtype must be a floating one such as 'bfloat16', got 'half float'"):
+        va.load(tmp_path / "b", dtype="half float")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +280,12 @@ def test_low_precision(tmp_path, dtype):
         ({"qkv_bias": False}, r"unexpected .*query\.bias"),
         ({"hidden_size": 32}, r"of another shape cls_token \[1, 1, 24\], expected \[1, 1, 32\]"),
         ({"id2label": {"0": "cat"}}, "id2label names 1 classes, the classifier has 2"),
-        ({"hidden_size": "wide"}, "hf"),
+        ({"hidden_size": "wide"}, "hidden_size must be a whole number of at least 1, got 'wide'"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be a whole number of at least 1, got 0"),
+        ({"hidden_act": ["gelu"]}, "hidden_act .'gelu'. is not supported"),
+        ({"layer_norm_eps": "small"}, "norm_eps must be a number, got 'small'"),
+        ({"qkv_bias": "yes"}, "qkv_bias must be true or false, got 'yes'"),
+        ({"id2label": {"cat": "0"}}, "id2label must map class numbers to names, got the key 'cat'"),
         ({"image_size": [1, 2, 3]}, "img_size must be"),
     ],
 )  # fmt: skip

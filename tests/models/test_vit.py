@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -178,6 +179,8 @@ def test_wrong_image_type_and_dynamic_size():
         ({"act_layer": "prelu"}, "act_layer must be one of gelu, .*got 'prelu'"),
         ({"global_pool": "mean"}, "global_pool must be one of .*got 'mean'"),
         ({"class_token": False}, "needs class_token=True"),
+        ({"depth": 1.5}, "depth must be a whole number, got 1.5"),
+        ({"norm_eps": float("nan")}, "norm_eps must be 0 or more"),
         ({"patch_size": 0}, "patch_size must be one or two positive integers, got 0"),
         ({"img_size": (32, 32, 3)}, "img_size must be one or two positive integers"),
         ({"patch_size": 64}, "larger than img_size"),
@@ -191,8 +194,9 @@ def test_bad_config(options, message):
 
 
 def test_config_is_frozen_and_complete():
-    config = ViTConfig().replace(img_size=[64, 32], patch_size=8)
+    config = ViTConfig().replace(img_size=[64, 32], patch_size=8, num_classes=np.int64(3), norm_eps="1e-5")
     assert config.img_size == (64, 32)
+    assert (type(config.num_classes), config.norm_eps) == (int, 1e-5)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.depth = 3
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from vision_accel.io._weights import Weight, layer, read_weights, write_weights
-from vision_accel.io.hf_vit import ACTIVATIONS, WRITTEN_ACTIVATIONS, ratio
+from vision_accel.io.hf_vit import ACTIVATIONS, WRITTEN_ACTIVATIONS, check_sizes, ratio
 
 # Model type -> its image processor where preprocessor_config.json names none.
 PROCESSORS = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
@@ -96,7 +96,8 @@ _OWN = {"patch_size", "vocab_size", "max_position_embeddings", "eos_token_id", "
 
 
 def _common(tower: str, c: dict[str, Any]) -> dict[str, Any]:
-    if c["hidden_act"] not in ACTIVATIONS:
+    check_sizes(c, f"{tower}_config.")
+    if c["hidden_act"] not in list(ACTIVATIONS):
         raise ValueError(
             f"{tower}_config.hidden_act {c['hidden_act']!r} is not supported; supported are"
             f" {', '.join(ACTIVATIONS)}"

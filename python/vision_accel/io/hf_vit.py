@@ -110,10 +110,11 @@ def _file_names(tensors: dict[str, Tensor], model_type: str) -> dict[str, Tensor
 def _read_config(config: dict[str, Any], tensors: dict[str, Tensor], dino: bool) -> dict[str, Any]:
     c = _DEFAULTS | config
     patch, eps = (14, 1e-6) if dino else (16, 1e-12)
+    check_sizes(c)
     width = c["hidden_size"]
     if c.get("head_dim") not in {None, width // c["num_attention_heads"]}:
         raise ValueError(f"head_dim {c['head_dim']} is not hidden_size / num_attention_heads")
-    if c["hidden_act"] not in ACTIVATIONS:
+    if c["hidden_act"] not in list(ACTIVATIONS):
         raise ValueError(
             f"hidden_act {c['hidden_act']!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
         )
@@ -140,6 +141,8 @@ def _read_config(config: dict[str, Any], tensors: dict[str, Tensor], dino: bool)
         "pooler_dim": None if pooler is None else pooler.shape[0],
     }
     if dino:
+        if type(c["mlp_ratio"]) not in (int, float):
+            raise ValueError(f"mlp_ratio must be a number, got {c['mlp_ratio']!r}")
         registers = c["num_register_tokens"] if c["model_type"] == "dinov2_with_registers" else 0
         fields |= {
             "mlp_ratio": ratio(int(width * c["mlp_ratio"]), width),
@@ -157,6 +160,14 @@ def _read_config(config: dict[str, Any], tensors: dict[str, Tensor], dino: bool)
     return fields
 
 
+def check_sizes(c: dict[str, Any], where: str = "") -> None:
+    """Raise unless the sizes of a tower are numbers that can be computed with."""
+    for name, least in (("hidden_size", 1), ("num_hidden_layers", 0), ("num_attention_heads", 1),
+                        ("intermediate_size", 1)):  # fmt: skip
+        if type(c[name]) is not int or c[name] < least:
+            raise ValueError(f"{where}{name} must be a whole number of at least {least}, got {c[name]!r}")
+
+
 def ratio(hidden: int, width: int) -> float:
     """A number r for which ``int(width * r)`` is ``hidden``, in spite of rounding."""
     exact = hidden / width
@@ -172,6 +183,9 @@ def _read_labels(config: dict[str, Any], num_classes: int) -> dict[int, str] | N
     names = config.get("id2label")
     if not num_classes or not isinstance(names, dict):
         return None
+    strange = [i for i in names if not i.isdecimal()]
+    if strange:
+        raise ValueError(f"id2label must map class numbers to names, got the key {strange[0]!r}")
     labels = {int(i): str(name) for i, name in names.items()}
     if len(labels) != num_classes:
         raise ValueError(f"id2label names {len(labels)} classes, the classifier has {num_classes}")
@@ -268,7 +282,7 @@ def write(
         if c["pooler_dim"]:
             config |= {"pooler_output_size": c["pooler_dim"], "pooler_act": "tanh"}
     if c["num_classes"]:
-        named = _default_labels(c["num_classes"]) | (labels or {})
+        named = {i: (labels or {}).get(i, name) for i, name in _default_labels(c["num_classes"]).items()}
         config["id2label"] = {str(i): name for i, name in named.items()}
         config["label2id"] = {name: i for i, name in named.items()}
     return config, _write_tensors(c, dino, model_type, tensors)

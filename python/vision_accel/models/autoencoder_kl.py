@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vision_accel._options import check_fields
 from vision_accel.io import Checkpoint
 from vision_accel.models import striped
 from vision_accel.models.posterior import Decoded, Posterior
@@ -62,10 +63,7 @@ class AutoencoderKLConfig:
     force_upcast: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("block_out_channels", "latents_mean", "latents_std"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, tuple(value))
+        check_fields("AutoencoderKL", self)
         positive = ("in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups")
         wrong = [f"{n} must be positive, got {getattr(self, n)}" for n in positive if getattr(self, n) < 1]
         if not self.block_out_channels:

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from vision_accel._options import check_fields
 from vision_accel.models.vit_config import ACTIVATIONS, SIZES, ViTConfig, variants
 
 TEXT_POOLS = ("argmax", "eos", "first", "last")
@@ -32,6 +33,7 @@ class TextConfig:
     attn_drop_rate: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields("text", self)
         for name in ("context_length", "vocab_size", "embed_dim", "num_heads"):
             _require("text", self, name, getattr(self, name) > 0, "positive")
         _require("text", self, "depth", self.depth >= 0, "0 or more")
@@ -67,6 +69,7 @@ class CLIPConfig:
     init_logit_bias: float | None = None  # given: sigmoid loss (SigLIP); None: softmax loss (CLIP)
 
     def __post_init__(self) -> None:
+        check_fields("CLIP", self)
         _require("CLIP", self, "embed_dim", self.embed_dim > 0, "positive")
         for tower in ("vision", "text"):
             kind = getattr(self, f"{tower}_proj")

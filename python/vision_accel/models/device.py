@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a model runs."""
+"""Where a model runs, and in what."""
 
 import torch
 
@@ -26,3 +26,17 @@ def choose_device(name: str | torch.device, local_rank: int = 0) -> torch.device
         if (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device: {device} is not there ({torch.cuda.device_count()} GPUs found)")
     return device
+
+
+def choose_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A floating dtype, by itself or by its name in torch; None stays None.
+
+    Raises:
+        ValueError: there is no such dtype, or it is not floating.
+    """
+    if dtype is None:
+        return None
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if isinstance(found, torch.dtype) and found.is_floating_point:
+        return found
+    raise ValueError(f"dtype must be a floating one such as 'bfloat16', got {dtype!r}")

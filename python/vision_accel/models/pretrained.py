@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vision_accel.data.preprocess import Preprocess
 from vision_accel.io import Checkpoint, describe, find_directory, read_checkpoint, write_checkpoint
-from vision_accel.models.device import choose_device
+from vision_accel.models.device import choose_device, choose_dtype
 
 _Model = TypeVar("_Model", bound="Pretrained")
 _MODELS: dict[str, type["Pretrained"]] = {}
@@ -52,7 +52,7 @@ class Pretrained(nn.Module, ModelHubMixin):
         pretrained_model_name_or_path: str | Path,
         *,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -95,7 +95,7 @@ class Pretrained(nn.Module, ModelHubMixin):
 def load(
     path_or_hub_id: str | Path,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     **config_overrides: Any,
 ) -> Any:
     """Load a model, ready for inference; its layout is found out.
@@ -106,7 +106,7 @@ def load(
         path_or_hub_id: a directory, a single file of LDM, or a repository on the Hugging Face Hub
             (``org/name[@revision]``).
         device: where to put it; "auto" is a GPU when there is one and this build has CUDA kernels.
-        dtype: its floating dtype; None for that of the file.
+        dtype: its floating dtype, such as ``torch.bfloat16`` or "bfloat16"; None for that of the file.
         config_overrides: fields of its config to change. ``num_classes=10`` gives it a new head, freshly
             drawn from torch's generator; ``img_size=384`` and ``patch_size=32`` resample its embeddings.
 
@@ -118,7 +118,7 @@ def load(
         ValueError: a damaged file, weights that do not fit, or an option that cannot be honoured.
         TypeError: an unknown field among the overrides.
     """
-    device = choose_device(device)  # a missing GPU is known before a download
+    device, dtype = choose_device(device), choose_dtype(dtype)  # mistakes are known before a download
     directory = find_directory(path_or_hub_id)
     checkpoint = read_checkpoint(directory)
     try:

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from vision_accel._options import check_fields
+
 _FUSED = ("gelu", "gelu_tanh", "quick_gelu", "silu")  # with fc1
 ACTIVATIONS = (*_FUSED, "relu", "relu6", "leaky_relu", "hard_swish", "mish", "sigmoid", "tanh")
 POOLS = ("", "token", "avg", "max", "avgmax", "token_avg", "map")
@@ -61,11 +63,13 @@ class ViTConfig:
             if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
                 raise ValueError(f"ViT: {name} must be one or two positive integers, got {value!r}")
             object.__setattr__(self, name, pair)
+        check_fields("ViT", self)
         for name in ("in_chans", "embed_dim", "num_heads"):
             self._require(name, getattr(self, name) > 0, "positive")
         for name in ("depth", "num_classes", "reg_tokens"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("num_heads", self.embed_dim % self.num_heads == 0, f"a divisor of {self.embed_dim}")
+        self._require("norm_eps", 0 <= self.norm_eps < 1, "0 or more and below 1")
         self._require("mlp_ratio", self.hidden_dim > 0, "positive")
         if self.mlp_layer == "swiglu" and self.hidden_dim % 2:
             raise ValueError(f"ViT: swiglu needs an even hidden size, got {self.hidden_dim}")
