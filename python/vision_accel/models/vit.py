@@ -24,6 +24,7 @@ from vision_accel.nn import (
     PatchDropout,
     PatchEmbed,
     SwiGLU,
+    is_plain,
     resample_patch_embed,
     resample_pos_embed,
 )
@@ -124,16 +125,21 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
             if embedded and prefix is not None:
                 prefix = prefix + pos[:, :embedded]
             positions = pos[:, embedded:].expand(x.shape[0], -1, -1)
-        x = self.patch_embed(x, residual=positions)
+        if is_plain(self.patch_embed, PatchEmbed):
+            x = self.patch_embed(x, residual=positions)
+        else:
+            x = self.patch_embed(x)
+            x = x if positions is None else x + positions
         if prefix is not None:
             x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
         x = self.pos_drop(x)
         return self.norm_pre(self.patch_drop(x))
 
     def _run(self, block: nn.Module, x: Tensor, first: int | None = None) -> Tensor:
+        args = (x,) if first is None else (x, first)
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, first, use_reentrant=False)
-        return block(x, first)
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, channels, h, w] -> every token after the final norm [B, N, C], prefix tokens first."""
@@ -179,12 +185,13 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
         Returns:
             [B, num_classes], or the features [B, C] with ``pre_logits`` or without a head.
         """
-        if self.config.global_pool != "token" or not self.blocks or _is_hooked(self.blocks[-1], self.norm):
+        last = self.blocks[-1] if self.blocks else None
+        if self.config.global_pool != "token" or not isinstance(last, Block) or _is_hooked(last, self.norm):
             return self.forward_head(self.forward_features(x), pre_logits)
         x = self.embed(x)
         for block in self.blocks[:-1]:
             x = self._run(block, x)
-        x = self._run(self.blocks[-1], x, first=1)  # [B, 1, C]
+        x = self._run(last, x, first=1)  # [B, 1, C]
         return self.forward_head(self.norm(x), pre_logits)
 
     def forward_intermediates(

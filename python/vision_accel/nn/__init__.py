@@ -4,7 +4,7 @@
 from vision_accel.nn.attention import Attention, AttentionPool
 from vision_accel.nn.conv import Conv2d, UpsampleConv2d
 from vision_accel.nn.drop import DropPath, PatchDropout
-from vision_accel.nn.linear import Linear
+from vision_accel.nn.linear import Linear, is_plain
 from vision_accel.nn.mlp import Mlp, SwiGLU
 from vision_accel.nn.norm import GroupNorm, LayerNorm
 from vision_accel.nn.patch_embed import PatchEmbed, resample_patch_embed, resample_pos_embed
@@ -31,6 +31,7 @@ __all__ = [
     "SwiGLU",
     "UpBlock",
     "UpsampleConv2d",
+    "is_plain",
     "resample_patch_embed",
     "resample_pos_embed",
 ]

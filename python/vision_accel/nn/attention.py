@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_accel import ops
-from vision_accel.nn.linear import Linear
+from vision_accel.nn.linear import Linear, is_plain, linear
 from vision_accel.nn.mlp import Mlp
 from vision_accel.nn.norm import LayerNorm
 
@@ -74,7 +74,11 @@ class Attention(nn.Module):
                 y = y.transpose(1, 2).flatten(2).to(x.dtype)  # autocast may have made it narrower
             else:
                 y = ops.attention(q, k, v, causal=causal, key_padding=hidden)
-        return self.proj_drop(self.proj(self.norm(y), residual=residual, scale=scale))
+        return self.proj_drop(linear(self.proj, self.norm(y), residual=residual, scale=scale))
+
+    def ends_in_linear(self) -> bool:
+        """Whether the output projection is the last thing that happens."""
+        return is_plain(self.proj_drop, nn.Dropout) and not (self.training and self.proj_drop.p > 0)
 
     def _heads(self, x: Tensor, first: int | None, at: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of the tokens that are asked for [B, n, H, D], keys and values of all [B, N, H, D]."""
@@ -83,15 +87,15 @@ class Attention(nn.Module):
         if first is None and at is None:
             q, k, v = self.qkv(x).unflatten(-1, (3, *split)).unbind(2)
         else:
-            q = self.qkv(only(x, first, at), rows=(0, dim)).unflatten(-1, split)
-            k, v = self.qkv(x, rows=(dim, 3 * dim)).unflatten(-1, (2, *split)).unbind(2)
+            q = linear(self.qkv, only(x, first, at), rows=(0, dim)).unflatten(-1, split)
+            k, v = linear(self.qkv, x, rows=(dim, 3 * dim)).unflatten(-1, (2, *split)).unbind(2)
         return self.q_norm(q), self.k_norm(k), v
 
 
 def only(x: Tensor, first: int | None, at: Tensor | None) -> Tensor:
-    """The first so many tokens of x [B, N, C], or the one at a place [B] in each row: [B, n, C]."""
+    """The first so many tokens of x [B, N, C], or the one at a place [B] in each row, or all: [B, n, C]."""
     if at is None:
-        return x[:, :first]
+        return x if first is None else x[:, :first]
     return x[torch.arange(x.shape[0], device=x.device), at][:, None]
 
 

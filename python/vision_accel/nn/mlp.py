@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from vision_accel import ops
-from vision_accel.nn.linear import Linear
+from vision_accel.nn.linear import Linear, is_plain, linear
 from vision_accel.nn.norm import LayerNorm
 
 # Activations too rare for a kernel: they run on their own, after fc1.
@@ -46,7 +46,7 @@ class Mlp(nn.Module):
     def hidden(self, x: Tensor) -> Tensor:
         """What fc2 is applied to, [..., hidden]."""
         unfused = _UNFUSED.get(self.activation)
-        return self.fc1(x, activation=self.activation) if unfused is None else unfused(self.fc1(x))
+        return linear(self.fc1, x, self.activation) if unfused is None else unfused(self.fc1(x))
 
     def _is_plain(self) -> bool:
         """Whether nothing stands between the layers, and nobody has replaced or hooked them."""
@@ -54,15 +54,14 @@ class Mlp(nn.Module):
             not self.gated
             and self.activation not in _UNFUSED
             and type(self.norm) is nn.Identity
-            and not (self.training and self.drop.p > 0)
-            and all(
-                type(m) is t
-                and not (
-                    m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-                )
-                for m, t in ((self.fc1, Linear), (self.fc2, Linear), (self.drop, nn.Dropout))
-            )
+            and self.ends_in_linear()
+            and is_plain(self.fc1, Linear)
+            and is_plain(self.fc2, Linear)
         )
+
+    def ends_in_linear(self) -> bool:
+        """Whether fc2 is the last thing that happens."""
+        return is_plain(self.drop, nn.Dropout) and not (self.training and self.drop.p > 0)
 
     def forward(self, x: Tensor, residual: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """Map x [..., C] -> [..., C], scaled and added to ``residual`` by fc2."""
@@ -70,7 +69,7 @@ class Mlp(nn.Module):
             fc1, fc2 = self.fc1, self.fc2
             return ops.mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.activation, residual, scale)
         x = self.norm(self.drop(self.hidden(x)))
-        return self.drop(self.fc2(x, residual=residual, scale=scale))
+        return self.drop(linear(self.fc2, x, residual=residual, scale=scale))
 
 
 class SwiGLU(Mlp):

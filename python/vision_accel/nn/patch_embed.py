@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_accel import ops
+from vision_accel.nn.linear import is_plain
 
 Size = tuple[int, int]
 
@@ -41,7 +42,9 @@ class PatchEmbed(nn.Module):
 
     def check(self, x: Tensor) -> Size:
         """Raise unless x is a batch of images that this layer takes; return its grid of patches."""
-        channels, (ph, pw) = self.proj.in_channels, self.patch_size
+        # What was put in the place of proj need not know its channels.
+        channels = getattr(self.proj, "in_channels", x.shape[1] if x.ndim > 1 else None)
+        ph, pw = self.patch_size
         size = ("h", "w") if self.dynamic or self.pad else self.img_size
         if x.ndim != 4 or x.shape[1] != channels or (size != ("h", "w") and tuple(x.shape[2:]) != size):
             expected = f"[B, {channels}, {size[0]}, {size[1]}]"
@@ -69,8 +72,11 @@ class PatchEmbed(nn.Module):
         h, w = rows * self.patch_size[0], columns * self.patch_size[1]
         if self.pad:
             x = nn.functional.pad(x, (0, w - x.shape[3], 0, h - x.shape[2]))
-        x = x[:, :, :h, :w].to(self.proj.weight.dtype)  # like a convolution, ignore what fills no patch
-        patches = ops.patchify(x, self.patch_size)  # [B, N, channels * ph * pw]
+        x = x[:, :, :h, :w]  # like a convolution, ignore what fills no patch
+        if not is_plain(self.proj, nn.Conv2d):
+            y = self.proj(x).flatten(2).transpose(1, 2)
+            return y if residual is None else residual + y
+        patches = ops.patchify(x.to(self.proj.weight.dtype), self.patch_size)  # [B, N, channels * ph * pw]
         return ops.linear(patches, self.proj.weight, self.proj.bias, "none", residual)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vision_accel.nn.attention import Attention, only
 from vision_accel.nn.drop import DropPath
+from vision_accel.nn.linear import is_plain
 from vision_accel.nn.mlp import Mlp, SwiGLU
 from vision_accel.nn.norm import LayerNorm
 
@@ -83,18 +84,31 @@ class Block(nn.Module):
         through attention alone.
         """
         y = self.norm1(x)
-        if first is None and at is None:
-            x = self._add(x, self.attn, y, self.ls1, self.drop_path1)
+        if (first is None and at is None) or not is_plain(self.attn, Attention):
+            x = only(self._add(x, self.attn, y, self.ls1, self.drop_path1), first, at)
         else:
             kept = only(x, first, at)
             x = self._add(kept, self.attn, y, self.ls1, self.drop_path1, first=first, at=at)
         return self._add(x, self.mlp, self.norm2(x), self.ls2, self.drop_path2)
 
     def _add(
-        self, x: Tensor, branch: nn.Module, y: Tensor, scale: nn.Module, drop_path: DropPath, **options: Any
+        self,
+        x: Tensor,
+        branch: Attention | Mlp,
+        y: Tensor,
+        scale: nn.Module,
+        drop_path: DropPath,
+        **options: Any,
     ) -> Tensor:
-        """``x + drop_path(scale(branch(y)))``, inside the branch's last linear unless something drops."""
-        if drop_path.active() or (self.training and self.attn.proj_drop.p > 0):
+        """``x + drop_path(scale(branch(y)))``, inside the branch's last linear where that is the same."""
+        merged = (
+            is_plain(branch, Attention if branch is self.attn else Mlp)
+            and branch.ends_in_linear()
+            and (is_plain(scale, LayerScale) or is_plain(scale, nn.Identity))
+            and is_plain(drop_path, DropPath)
+            and not drop_path.active()
+        )
+        if not merged:
             return x + drop_path(scale(branch(y, **options)))
         gamma = scale.gamma if isinstance(scale, LayerScale) else None
         return branch(y, residual=x, scale=gamma, **options)

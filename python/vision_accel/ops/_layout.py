@@ -12,6 +12,11 @@ def dense_rows(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
+def dense_vector(v: Tensor | None) -> Tensor | None:
+    """A parameter [C], contiguous."""
+    return v if v is None else v.contiguous()
+
+
 def stream_of(x: Tensor) -> int:
     """The CUDA stream that work on ``x`` belongs to, as an integer; 0 on the CPU."""
     return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _LIB = torch.library.Library("vision_accel", "DEF")
 _AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
@@ -35,7 +36,8 @@ def register(
         schema: its arguments and results in torch's schema language, without the name.
         impl: the implementation for CPU and CUDA tensors.
         fake: computes empty outputs of the right shape, dtype and device from fake inputs.
-        backward: ``backward(ctx, *grads)``, gradients in the order of the inputs.
+        backward: ``backward(ctx, *grads)``, gradients in the order of the inputs; None: not differentiable,
+            and a gradient that is asked for is an error.
         setup_context: ``setup_context(ctx, inputs, output)``, saves what backward needs.
         autocast: which arguments ``torch.autocast`` converts to its dtype.
     """
@@ -44,13 +46,13 @@ def register(
     for key in ("CPU", "CUDA"):
         _LIB.impl(name, impl, key)
     torch.library.register_fake(qualified, fake, lib=_LIB)
-    if backward is not None:
-        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIB)
+    backward = backward or _refuse_backward(name)
+    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIB)
     dispatched = getattr(torch.ops.vision_accel, name).default
     if autocast:
         for device, key in _AUTOCAST.items():
             _LIB.impl(name, _autocast_kernel(dispatched, device, autocast), key)
-    differentiable = impl if backward is None else _function(name, impl, backward, setup_context)
+    differentiable = _function(name, impl, backward, setup_context)
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -58,14 +60,22 @@ def register(
         needs_grad = False
         for a in args:
             if isinstance(a, Tensor):
-                if type(a) not in _PLAIN or a.is_meta:
+                if type(a) not in _PLAIN or a.is_meta or a.is_neg():  # is_neg: a sign not yet applied
                     return dispatched(*args)
                 needs_grad = needs_grad or a.requires_grad
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(name, args)
         if _is_observed():
             return dispatched(*args)
-        if needs_grad and torch.is_grad_enabled():
-            return differentiable(*args)
-        return impl(*args)
+        try:
+            return differentiable(*args) if needs_grad and torch.is_grad_enabled() else impl(*args)
+        except (AttributeError, TypeError) as e:
+            if isinstance(e, TypeError) and "incompatible function arguments" not in str(e):
+                raise
+        try:
+            return dispatched(*args)
+        except RuntimeError as e:  # torch names the argument that is of the wrong type
+            raise TypeError(str(e).partition("\n")[0]) from None
 
     return call
 
@@ -93,13 +103,28 @@ def _autocast_kernel(op: Op, device: str, positions: tuple[int, ...]) -> Op:
 
 
 def _is_observed() -> bool:
-    """Whether something wants to see ops through the dispatcher: modes, transforms, autocast, a profiler."""
+    """Whether something wants to see ops: modes, transforms, autocast, profilers, tracers."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._is_any_autocast_enabled()
         or torch._C._autograd._profiler_enabled()
+        or torch._C._get_tracing_state() is not None
     )
+
+
+def _refuse_backward(name: str) -> Op:
+    def backward(_ctx: Any, *_grads: Any) -> Any:
+        reason = "second derivatives are" if name.endswith("_backward") else "its gradient is"
+        raise NotImplementedError(f"{name.removesuffix('_backward')}: {reason} not supported")
+
+    return backward
+
+
+def _refuse_tangents(name: str, args: tuple[Any, ...]) -> None:
+    """torch.library would drop them in silence."""
+    if any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args):
+        raise NotImplementedError(f"{name}: forward-mode differentiation (jvp) is not supported")
 
 
 def _function(name: str, impl: Op, backward: Op, setup_context: Callable[..., None] | None) -> Op:
@@ -114,7 +139,7 @@ def _function(name: str, impl: Op, backward: Op, setup_context: Callable[..., No
         (torch.autograd.Function,),
         {
             "forward": staticmethod(forward),
-            "backward": staticmethod(torch.autograd.function.once_differentiable(backward)),
+            "backward": staticmethod(backward),
         },
     )
     # Function.apply without its Python part, which is for the transforms that _is_observed has ruled out.

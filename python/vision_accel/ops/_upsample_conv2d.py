@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vision_accel import _C
 from vision_accel.ops import _winograd
-from vision_accel.ops._layout import statistics_dtype, stream_of
+from vision_accel.ops._layout import dense_vector, statistics_dtype, stream_of
 from vision_accel.ops._register import register
 from vision_accel.ops.conv2d import (
     allows_tf32,
@@ -87,7 +87,7 @@ def _upsample_out(x: Tensor, weight: Tensor) -> Tensor:
 
 def _upsample_run(x: Tensor, weight: Tensor, bias: Tensor | None, train: bool) -> Tensor:
     y = _upsample_out(x, weight)
-    x = dense(x)
+    x, bias = dense(x), dense_vector(bias)
     if _winograd.suits(x, weight.shape, 1, y.shape[1:3].numel() if train else None):
         points = pack_points(x, weight, train, upsample=True)
         _C.conv2d_winograd(x, points, bias, None, y, "none", (1, 1), True)

@@ -45,7 +45,7 @@ def check_pairs(image: Tensor, text: Tensor) -> None:
     """Raise ValueError unless these are pairs of embeddings."""
     if image.ndim != 2 or image.shape != text.shape or not len(image):
         raise ValueError(
-            f"contrastive_loss: images and texts must be [B, E] of one shape, got {list(image.shape)}"
+            f"contrastive_loss: images and texts must be [B, E] of one shape, B > 0, got {list(image.shape)}"
             f" and {list(text.shape)}"
         )
 

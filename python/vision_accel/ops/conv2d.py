@@ -8,7 +8,13 @@ from torch import Tensor
 
 from vision_accel import _C
 from vision_accel.ops import _pack_cache, _winograd
-from vision_accel.ops._layout import autocast_dtype, product_options, statistics_dtype, stream_of
+from vision_accel.ops._layout import (
+    autocast_dtype,
+    dense_vector,
+    product_options,
+    statistics_dtype,
+    stream_of,
+)
 from vision_accel.ops._register import register
 from vision_accel.ops.activation import activation as activate
 
@@ -169,7 +175,7 @@ def _run(
 ) -> Tensor:
     y = x.new_empty(_out_shape(x, weight, stride, pads), dtype=out_dtype)
     kernel, corner = (weight.shape[2], weight.shape[3]), (pads[0], pads[2])
-    residual = None if residual is None else dense(residual)
+    bias, residual = dense_vector(bias), None if residual is None else dense(residual)
     if _winograd.suits(x, weight.shape, stride, y.shape[1:3].numel() if train else None):
         points = pack_points(x, weight, train, upsample=False)
         _C.conv2d_winograd(dense(x), points, bias, residual, y, activation, corner, False)

@@ -104,6 +104,7 @@ def _apply_run(
 ) -> Tensor:
     y = _apply_fake(x, mean, variance, weight, bias, eps, activation)
     out = _pixels(y)
+    weight, bias = weight.contiguous(), bias.contiguous()
     _C.group_norm_forward(_pixels(x), mean, variance, weight, bias, out, activation, eps, stream_of(x))
     return y
 
@@ -151,8 +152,8 @@ def _grad_run(
         pixels,
         mean,
         variance,
-        weight,
-        bias,
+        weight.contiguous(),
+        bias.contiguous(),
         dx.view(pixels.shape),
         dweight,
         dbias,

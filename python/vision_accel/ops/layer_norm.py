@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vision_accel import _C
-from vision_accel.ops._layout import dense_rows, statistics_dtype, stream_of
+from vision_accel.ops._layout import dense_rows, dense_vector, statistics_dtype, stream_of
 from vision_accel.ops._register import register
 
 
@@ -68,6 +68,7 @@ def _run(
     y, s, mean, rstd = outputs = _outputs(x, residual)
     if x.numel():
         added = (None, None) if residual is None else (dense_rows(residual), s)
+        weight, bias = dense_vector(weight), dense_vector(bias)
         _C.layer_norm_forward(
             dense_rows(x), added[0], weight, bias, y, added[1], mean, rstd, eps, stream_of(x)
         )
@@ -111,7 +112,7 @@ def _grad_run(
         _C.layer_norm_backward(
             dense_rows(dy),
             dense_rows(s),
-            weight,
+            dense_vector(weight),
             mean,
             rstd,
             None if dsum is None else dense_rows(dsum),

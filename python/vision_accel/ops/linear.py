@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vision_accel import _C
 from vision_accel.ops import _pack_cache
-from vision_accel.ops._layout import dense_rows, product_options, statistics_dtype, stream_of
+from vision_accel.ops._layout import dense_rows, dense_vector, product_options, statistics_dtype, stream_of
 from vision_accel.ops._register import register
 
 
@@ -116,9 +116,9 @@ def _run(
         dense_rows(x),
         _matrix(weight, begin, end) if packed is None else None,
         packed,
-        _part(bias, begin, end),
+        dense_vector(_part(bias, begin, end)),
         None if residual is None else dense_rows(residual),
-        _part(scale, begin, end),
+        dense_vector(_part(scale, begin, end)),
         y,
         z if save_z else None,
         activation,
@@ -193,7 +193,7 @@ def _grad_run(
         None if dweight is None or x is None else dense_rows(x),
         None if weight is None else _matrix(weight, begin, end),
         z,
-        _part(scale, begin, end),
+        dense_vector(_part(scale, begin, end)),
         before,
         dz,
         dx,
