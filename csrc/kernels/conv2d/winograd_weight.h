@@ -100,7 +100,7 @@ class WinogradWeightGradient {
           for (int64_t n = 0; n < count; n += kTileRows)
             micro_kernel_for<float>(smaller(kTileRows, count - n), smaller(kCols, channels - c))(
                 tiles, {gradients + i * dy_point + n, 1, dy_stride}, inputs + i * x_point + c, x_stride,
-                out + n * width + c, width, t0 > first);
+                out + n * width + c, width, t0 > first, inputs + i * x_point + c);
       }
       // Point [1, 1] is the sum of a tile's pixels.
       const float* const pixels = gradients + (kPoints + 1) * dy_point;
