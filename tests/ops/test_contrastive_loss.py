@@ -162,7 +162,7 @@ def test_all_logits_are_never_stored(bias):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"text": torch.zeros(3, 3)}, ValueError, r"of one shape, got \[2, 3\] and \[3, 3\]"),
+        ({"text": torch.zeros(3, 3)}, ValueError, r"of one shape, B > 0, got \[2, 3\] and \[3, 3\]"),
         ({"image": torch.zeros(0, 3), "text": torch.zeros(0, 3)}, ValueError, r"got \[0, 3\]"),
         ({"image": torch.zeros(3), "text": torch.zeros(3)}, ValueError, r"got \[3\] and \[3\]"),
         (
