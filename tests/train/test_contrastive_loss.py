@@ -74,5 +74,5 @@ def test_one_process_is_the_plain_loss(bias):
 
 
 def test_bad_shapes():
-    with pytest.raises(ValueError, match=r"of one shape, got \[2, 3\] and \[3, 3\]"):
+    with pytest.raises(ValueError, match=r"of one shape, B > 0, got \[2, 3\] and \[3, 3\]"):
         contrastive_loss(torch.zeros(2, 3), torch.zeros(3, 3), torch.tensor(1.0))
