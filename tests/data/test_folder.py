@@ -6,7 +6,7 @@ import pytest
 
 from vision_accel.data import folder as module
 from vision_accel.data.folder import ImageFolder
-from vision_accel.data.source import DataError
+from vision_accel.data.source import DataError, SampleError
 
 
 def fill(root, *files):
@@ -59,6 +59,16 @@ def test_links_are_followed_once(tmp_path):
     (tmp_path / "root/a").symlink_to(tmp_path / "real")
     (tmp_path / "real/loop").symlink_to(tmp_path / "real")
     assert len(ImageFolder(tmp_path / "root")) == 1
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
+    fill(tmp_path, "a/1.png")
+    (tmp_path / "a/2.png").mkdir()
+    os.mkfifo(tmp_path / "a/3.png")  # opening it would wait for a writer
+    folder = ImageFolder(tmp_path)
+    for index in (1, 2):
+        with pytest.raises(SampleError, match="not a regular file"):
+            folder.read(index)
 
 
 def test_given_classes_decide_the_labels(tmp_path):

@@ -132,6 +132,8 @@ def test_not_tars(tmp_path):
         open_images("https://example.com/{0..3}.tar")
     with pytest.raises(DataError, match=r"2\.tar: no such file"):
         open_images(f"{tmp_path}/{{2..3}}.tar")
+    with pytest.raises(DataError, match="names no file or folder"):
+        open_images(f"::{tmp_path / 'empty.tar'}")
     (tmp_path / "file").mkdir()
     with pytest.raises(DataError, match="put :: between them"):
         open_images(f"{tmp_path}/{{packed.tar,file}}")

@@ -198,5 +198,5 @@ def _check(argv: list[str]) -> int:
     else:
         for sample in bad:
             print(f"{sample.file}: {sample.error}")
-        print(f"{len(source)} samples, {len(bad)} problems")
+        print(f"{len(source)} samples, {len(bad)} problem{'s' * (len(bad) != 1)}")
     return SOME_IMAGES_BAD if bad else 0

@@ -120,6 +120,9 @@ def pack(
                 f.flush()
                 os.fsync(f.fileno())
             aside.replace(path)
+        except OSError as e:
+            e.filename = e.filename or path  # a full disk does not say where
+            raise
         finally:
             aside.unlink(missing_ok=True)
         save_index(path, scan(path))

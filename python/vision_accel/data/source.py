@@ -8,6 +8,7 @@ every loader.
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from glob import glob, has_magic
 from pathlib import Path
@@ -64,11 +65,16 @@ class Source(Protocol):
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file; SampleError if there are more than an image can have."""
-    with open(path, "rb", buffering=0) as f:  # noqa: PTH123  (in the inner loop of every worker)
-        size = os.fstat(f.fileno()).st_size
-        check_size(size)
-        return f.read(size)
+    """The bytes of a file; SampleError if there are more than an image can have, or it is no regular file."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not block
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise SampleError("not a regular file")
+        check_size(status.st_size)
+        return os.read(file, status.st_size)
+    finally:
+        os.close(file)
 
 
 def check_size(size: int) -> None:
@@ -162,6 +168,8 @@ def expand(text: str) -> Iterator[list[Path]]:
         DataError: a part names nothing, or something on another machine.
     """
     for part in text.split("::"):
+        if not part:
+            raise DataError(f"{text!r}: names no file or folder")
         if re.match(r"[a-z0-9]+:(//)?", part) and not Path(part).exists():
             raise DataError(f"{part}: only files of this machine can be read")
         found: list[Path] = []

@@ -173,6 +173,9 @@ def save_index(tar: Path, index: TarIndex) -> Path:
         with aside.open("wb") as f:
             np.savez(f, **arrays)
         aside.replace(path)
+    except OSError as e:
+        e.filename = e.filename or path  # a full disk does not say where
+        raise
     finally:
         aside.unlink(missing_ok=True)
     return path
