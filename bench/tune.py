@@ -105,23 +105,24 @@ def measure(product: Product, choice: str) -> float:
     def randn(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device="cuda").bfloat16()
 
-    x, weight = randn(rows, inputs), randn(outputs, inputs)
-    if p.form == "kk":
-        call: Callable[[], object] = lambda: ops.linear(x, weight)  # noqa: E731
-    else:
-        leaf = x if p.form == "km" else weight
-        leaf.requires_grad_()
-        y, dy = ops.linear(x, weight), randn(rows, outputs)
-        call = lambda: torch.autograd.grad(y, leaf, dy, retain_graph=True)  # noqa: E731
+    stream = torch.cuda.Stream()  # of the capture too: gradients are computed on that of their forward pass
     _C.linear_force_tile(choice)
     try:
-        with torch.cuda.stream(torch.cuda.Stream()):
+        with torch.cuda.stream(stream):
+            x, weight = randn(rows, inputs), randn(outputs, inputs)
+            if p.form == "kk":
+                call: Callable[[], object] = lambda: ops.linear(x, weight)  # noqa: E731
+            else:
+                leaf = x if p.form == "km" else weight
+                leaf.requires_grad_()
+                y, dy = ops.linear(x, weight), randn(rows, outputs)
+                call = lambda: torch.autograd.grad(y, leaf, dy, retain_graph=True)  # noqa: E731
             call()  # loads the kernel
-            graph = torch.cuda.CUDAGraph()
-            repeats = max(4, min(100, int(2e12 / (2.0 * p.m * p.n * p.k))))
-            with torch.cuda.graph(graph):
-                for _ in range(repeats):
-                    call()
+        graph = torch.cuda.CUDAGraph()
+        repeats = max(4, min(100, int(2e12 / (2.0 * p.m * p.n * p.k))))
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(repeats):
+                call()
     finally:
         _C.linear_force_tile("")
     graph.replay()
