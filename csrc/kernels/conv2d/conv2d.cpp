@@ -171,7 +171,10 @@ void conv2d_backward_weight(const Conv2dBackwardWeight& a, Stream stream) {
 int64_t conv2d_workspace(Device device, [[maybe_unused]] int64_t pixels, [[maybe_unused]] int64_t n,
                          [[maybe_unused]] int64_t k) {
   if constexpr (kOpHasCuda) {
-    if (runs_on_gpu(device)) return cuda::conv2d_workspace(pixels, n, k);
+    if (runs_on_gpu(device)) {
+      const DeviceGuard guard(device);
+      return cuda::conv2d_workspace(pixels, n, k);
+    }
   }
   return 0;
 }

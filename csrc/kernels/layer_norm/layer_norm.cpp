@@ -27,7 +27,10 @@ void check_vector(const TensorView& x, const char* what, int64_t n, DType dtype,
 int64_t layer_norm_parts(Device device, int64_t rows) {
   constexpr int64_t kCpuParts = 16;
   if constexpr (kOpHasCuda) {
-    if (runs_on_gpu(device)) return cuda::layer_norm_parts(rows);
+    if (runs_on_gpu(device)) {
+      const DeviceGuard guard(device);
+      return cuda::layer_norm_parts(rows);
+    }
   }
   return kCpuParts;
 }

@@ -137,7 +137,10 @@ void linear_backward(const LinearBackward& a, Stream stream) {
 int64_t linear_workspace(Device device, [[maybe_unused]] DType dtype, [[maybe_unused]] int64_t rows,
                          int64_t n, [[maybe_unused]] int64_t k, bool sums, [[maybe_unused]] bool dweight) {
   if constexpr (kOpHasCuda) {
-    if (runs_on_gpu(device)) return cuda::linear_workspace(dtype, rows, n, k, sums, dweight);
+    if (runs_on_gpu(device)) {
+      const DeviceGuard guard(device);
+      return cuda::linear_workspace(dtype, rows, n, k, sums, dweight);
+    }
   }
   return sums ? kLinearParts * 2 * n : 0;
 }
