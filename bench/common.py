@@ -233,6 +233,7 @@ COLUMNS: Sequence[tuple[str, str, str]] = (
     ("GFLOP/s", "gflops", ".1f"),
     ("% of peak", "peak_share", ".0%"),
     ("GB/s", "gbytes", ".1f"),
+    ("% of a copy", "copy_share", ".0%"),
     ("MB per call", "peak_mb", ".1f"),
     ("time / ours (min)", "ratio_min", ".2f"),
     ("(median)", "ratio_median", ".2f"),

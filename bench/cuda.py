@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m bench.cuda [--case TEXT] [--peers] [--json FILE]``: times on a GPU, ours and torch's.
+"""``python -m bench.cuda [--case TEXT] [--peers] [--minutes M] [--json FILE]``: our times and torch's.
 
-Every case is checked before it is timed. Times are of CUDA events around enough calls to fill
-``SAMPLE_MS``; the implementations take turns.
+See ``cuda_timing`` for how they are taken.
 """
 
 import argparse
 import copy
 import json
 import os
-import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +23,36 @@ import vision_accel as va
 from bench import common, cuda_products, peers
 from bench.common import OURS, Call, Workload
 from bench.cuda_products import BF16, DEVICE, compiled, randn
+from bench.cuda_timing import copy_gbytes, measure, peak_gflops
 from vision_accel import ops
 from vision_accel.infer import _graph
 from vision_accel.train.optim import AdamW
 
-SAMPLE_MS = 5.0
+SAME = ("device", "driver", "torch", "commit")  # of results that may stand in one file
 
 
 # Workloads ----------------------------------------------------------------------------------------------
+
+
+def product(m: int, n: int, k: int) -> Workload:
+    """Nothing but the product."""
+    x, weight = randn(m, k), randn(n, k) / k**0.5
+
+    def cublaslt() -> torch.Tensor:
+        before = torch.backends.cuda.preferred_blas_library()
+        torch.backends.cuda.preferred_blas_library("cublaslt")
+        try:
+            return functional.linear(x, weight)
+        finally:
+            torch.backends.cuda.preferred_blas_library(before)
+
+    calls = {
+        OURS: lambda: ops.linear(x, weight),
+        "cuBLASLt": cublaslt,
+        "torch": lambda: functional.linear(x, weight),
+    }
+    calls = {name: torch.inference_mode()(call) for name, call in calls.items()}
+    return Workload(calls.pop(OURS), calls, flops=2.0 * m * n * k, tolerance=3e-2)
 
 
 def linear(
@@ -216,14 +236,18 @@ def cases() -> dict[str, Callable[[], Workload]]:
             }
             for part, shape in shapes.items():
                 found[f"linear {name} {part}, batch {batch}"] = lambda m=m, s=shape: linear(m, **s)  # type: ignore[misc]
+                if batch > 1:
+                    found[f"product {name} {part}, batch {batch}"] = lambda m=m, s=shape: product(  # type: ignore[misc]
+                        m, s["n"], s["k"]
+                    )
                 if batch == 64:
                     found[f"linear {name} {part}, batch {batch}, backward"] = lambda m=m, s=shape: linear(  # type: ignore[misc]
                         m, **s, backward=True
                     )
-    for n in (50, 77, 197, 257, 577):
+    for n, batch in ((50, 64), (77, 64), (197, 64), (197, 256), (257, 64), (257, 256), (577, 64)):
         for backward in (False, True):
-            label = f"attention N={n}, batch 64{', backward' * backward}"
-            found[label] = lambda n=n, b=backward: attention(64, n, backward=b)  # type: ignore[misc]
+            label = f"attention N={n}, batch {batch}{', backward' * backward}"
+            found[label] = lambda n=n, a=batch, b=backward: attention(a, n, backward=b)  # type: ignore[misc]
     for n in (4096, 16_384):  # the autoencoder's at 512 and 1024 pixels
         for backward in (False, True):
             label = f"attention N={n}, one head of 512{', backward' * backward}"
@@ -234,74 +258,6 @@ def cases() -> dict[str, Callable[[], Workload]]:
         found[f"ViT-B/16, batch {batch}"] = lambda b=batch: vit(b)  # type: ignore[misc]
     found["ViT-B/16 training step, batch 256"] = lambda: vit(256, train=True)
     return found | cuda_products.cases()
-
-
-# Timing -------------------------------------------------------------------------------------------------
-
-
-def _sample(call: Call, repeats: int) -> float:
-    """Milliseconds of one call."""
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    for _ in range(repeats):
-        call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / repeats
-
-
-@cache
-def peak_gflops() -> float:
-    """The rate of a large bf16 product, on random data, in 1e9."""
-    a, b = randn(8192, 8192), randn(8192, 8192)
-    for _ in range(3):
-        a @ b
-    return 2e-6 * 8192**3 / statistics.median(_sample(lambda: a @ b, 5) for _ in range(5))
-
-
-def measure(workload: Workload, use_peers: bool, rounds: int) -> dict[str, Any]:
-    """Verify and time; the record of ``common.measure``."""
-    others, absent = dict(workload.peers), {}
-    if use_peers and workload.more_peers is not None:
-        built, absent = workload.more_peers()
-        others |= built
-    got = workload.ours()  # once: a training step must be compared with the first step of the others
-    for name in list(others):
-        try:
-            common.verify(lambda: got, {name: others[name]}, workload.tolerance)
-        except RuntimeError as error:  # a back end that does not take this GPU or shape
-            absent[name] = str(error).splitlines()[0]
-            del others[name]
-    calls = {OURS: workload.ours, **others}
-    repeats, samples = {}, {name: [] for name in calls}  # type: ignore[var-annotated]
-    for name, call in calls.items():
-        for _ in range(3):
-            once = _sample(call, 1)
-        repeats[name] = max(1, round(SAMPLE_MS / max(once, 1e-3)))
-    order = list(calls)
-    for _ in range(rounds):
-        for name in order:
-            samples[name].append(_sample(calls[name], repeats[name]))
-        order.reverse()
-    ours = samples[OURS]
-    results: dict[str, Any] = {}
-    for name, times in samples.items():
-        low, middle = min(times), statistics.median(times)
-        results[name] = {
-            "min_ms": low,
-            "median_ms": middle,
-            "rounds": rounds,
-            "ratio_min": low / min(ours),
-            "ratio_median": middle / statistics.median(ours),
-        }
-        if workload.flops:
-            results[name]["gflops"] = workload.flops / middle * 1e-6
-            results[name]["peak_share"] = workload.flops / middle * 1e-6 / peak_gflops()
-        if workload.bytes:
-            results[name]["gbytes"] = workload.bytes / middle * 1e-6
-        if workload.images:
-            results[name]["images_per_s"] = workload.images / middle * 1e3
-    return {"results": results, "absent": absent}
 
 
 def environment() -> dict[str, Any]:
@@ -319,6 +275,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": sys.version.split()[0],
         "peak_gflops": round(peak_gflops()),
+        "copy_gbytes": round(copy_gbytes()),
         "commit": os.environ.get("VISION_ACCEL_COMMIT") or described or "unknown",
     }
 
@@ -330,31 +287,46 @@ def main() -> int:
     parser.add_argument("--case", default="", help="only the cases whose name contains this")
     parser.add_argument("--peers", action="store_true", help="also torch.compile with autotuning (minutes)")
     parser.add_argument("--rounds", type=int, default=15, help="samples of each implementation")
-    parser.add_argument("--json", type=Path, help="add the results to this file")
+    parser.add_argument(
+        "--minutes", type=float, help="begin no case later; run again, cases in the file are not timed again"
+    )
+    parser.add_argument("--json", type=Path, help="add the results to those of the same commit in this file")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("no GPU on this machine: nothing was timed", file=sys.stderr)
         return 1
     report: dict[str, Any] = {"environment": environment(), "benchmarks": {}}
     if args.json and args.json.exists():
-        report["benchmarks"] = json.loads(args.json.read_text())["benchmarks"]
+        before = json.loads(args.json.read_text())
+        if all(before["environment"].get(k) == report["environment"][k] for k in SAME):
+            report["benchmarks"] = before["benchmarks"]
+    begun, left = time.monotonic(), []
     print("  ".join(f"{k}: {v}" for k, v in report["environment"].items()), flush=True)
     failed = []
     for name, make in cases().items():
         if args.case not in name:
             continue
+        if args.minutes is not None:
+            done = report["benchmarks"].get(name)
+            if done and done["peers"] >= args.peers:
+                continue
+            if time.monotonic() - begun > 60 * args.minutes:
+                left.append(name)
+                continue
         torch.manual_seed(0)
         torch.cuda.empty_cache()
         try:
             record = measure(make(), args.peers, args.rounds)
-        except common.Mismatch as error:
+        except (common.Mismatch, RuntimeError, ValueError) as error:
             failed.append(f"{name}: {error}")
             continue
-        report["benchmarks"][name] = record
+        report["benchmarks"][name] = record | {"peers": args.peers}
         print(common.table({name: record}), flush=True)
         if args.json:  # after every case: a run that is cut off leaves what it measured
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(report, indent=1) + "\n")
+    if left:
+        print(f"\n{len(left)} cases are left: run this again")
     print("\n".join(["", *failed]) if failed else f"{len(report['benchmarks'])} cases")
     return 1 if failed else 0
 

@@ -100,7 +100,7 @@ def contrastive_loss(pairs: int, bias: bool) -> Workload:
     return Workload(
         call(ops.contrastive_loss),
         {"torch": call(reference.contrastive_loss)},
-        flops=8.0 * pairs * pairs * 512,
+        flops=6.0 * pairs * pairs * 512,  # ours makes the logits twice, 8
         tolerance=1e-3,
     )
 
