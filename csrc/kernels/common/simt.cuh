@@ -342,23 +342,6 @@ void launch(const char* what, Kernel kernel, Dim3 grid, int threads, int shared_
 #endif
 }
 
-// Copies host memory to the device in stream order; `from` may be freed when this returns. A CUDA graph would
-// read it again, so that is refused.
-inline void copy_to_device(const char* what, void* to, const void* from, int64_t bytes, Stream stream) {
-  const auto n = static_cast<size_t>(bytes);
-#ifdef VA_SIMT
-  (void)what, (void)stream;
-  std::memcpy(to, from, n);
-#else
-  cudaStreamCaptureStatus status;
-  cuda_check(cudaStreamIsCapturing(reinterpret_cast<cudaStream_t>(stream), &status), what);
-  if (status != cudaStreamCaptureStatusNone)
-    fail(std::string(what) + " copies tables from the host, which a CUDA graph cannot capture");
-  cuda_check(cudaMemcpyAsync(to, from, n, cudaMemcpyHostToDevice, reinterpret_cast<cudaStream_t>(stream)),
-             what);
-#endif
-}
-
 // The number of multiprocessors, to size persistent grids; small in the emulator to exercise their loops.
 inline int multiprocessors() {
 #ifdef VA_SIMT

@@ -87,12 +87,12 @@ struct ForwardParams {
   C* rstd;
   int64_t rows;
   int dim;
-  C eps;
+  C inverse_dim, eps;  // a division in the kernel would be a call, and spill
 };
 
 // One warp per row, the row in registers.
 template <class T, int kPacks>
-VA_KERNEL(kThreads)
+VA_KERNEL(kThreads, 2)
 forward_kernel(ForwardParams<T> p) {
   using C = compute_t<T>;
   using R = Row<T, kWarp, kPacks>;
@@ -112,10 +112,10 @@ forward_kernel(ForwardParams<T> p) {
     }
     C total = 0;
     x.each(lane, [&](C v, int) { total += v; });
-    const C mean = warp_sum(total) / static_cast<C>(p.dim);
+    const C mean = warp_sum(total) * p.inverse_dim;
     C squares = 0;
     x.each(lane, [&](C v, int column) { squares += column < p.dim ? (v - mean) * (v - mean) : C(0); });
-    const C rstd = rsqrt_of(warp_sum(squares) / static_cast<C>(p.dim) + p.eps);
+    const C rstd = rsqrt_of(warp_sum(squares) * p.inverse_dim + p.eps);
 #pragma unroll
     for (int c = 0; c < kPacks; ++c) {
       C w[R::kSize], b[R::kSize];
@@ -152,10 +152,10 @@ forward_loop_kernel(ForwardParams<T> p) {
     };
     C total = 0;
     for (int i = me; i < p.dim; i += kThreads) total += s(i);
-    const C mean = block_sum<kThreads>(total, scratch) / static_cast<C>(p.dim);
+    const C mean = block_sum<kThreads>(total, scratch) * p.inverse_dim;
     C squares = 0;
     for (int i = me; i < p.dim; i += kThreads) squares += (s(i) - mean) * (s(i) - mean);
-    const C rstd = rsqrt_of(block_sum<kThreads>(squares, scratch) / static_cast<C>(p.dim) + p.eps);
+    const C rstd = rsqrt_of(block_sum<kThreads>(squares, scratch) * p.inverse_dim + p.eps);
     for (int i = me; i < p.dim; i += kThreads) {
       const C v = s(i);
       C y = (v - mean) * rstd;
@@ -182,6 +182,7 @@ struct BackwardParams {
   C* workspace;  // [parts, 2, dim], or null when no parameter gradient is wanted
   int64_t rows, rows_per_part;
   int dim;
+  C inverse_dim;
 };
 
 // One block per part of the rows; the block's threads share each row, so that every thread keeps the
@@ -217,8 +218,8 @@ backward_kernel(BackwardParams<T> p) {
         sum_gx += g.v[c][i] * xhat.v[c][i];  // columns past dim have dy = 0
       }
     }
-    const C mean_g = block_sum<kThreads>(sum_g, scratch) / static_cast<C>(p.dim);
-    const C mean_gx = block_sum<kThreads>(sum_gx, scratch) / static_cast<C>(p.dim);
+    const C mean_g = block_sum<kThreads>(sum_g, scratch) * p.inverse_dim;
+    const C mean_gx = block_sum<kThreads>(sum_gx, scratch) * p.inverse_dim;
 #pragma unroll
     for (int c = 0; c < kPacks; ++c) {
       C extra[R::kSize];
@@ -273,8 +274,8 @@ backward_loop_kernel(BackwardParams<T> p) {
         part[p.dim + i] += dy(i);
       }
     }
-    const C mean_g = block_sum<kThreads>(sum_g, scratch) / static_cast<C>(p.dim);
-    const C mean_gx = block_sum<kThreads>(sum_gx, scratch) / static_cast<C>(p.dim);
+    const C mean_g = block_sum<kThreads>(sum_g, scratch) * p.inverse_dim;
+    const C mean_gx = block_sum<kThreads>(sum_gx, scratch) * p.inverse_dim;
     for (int i = me; i < p.dim; i += kThreads) {
       C dx = rstd * (g(i) - mean_g - xhat(i) * mean_gx);
       if (p.dsum.data) dx += to_float(p.dsum.row(row)[i]);
@@ -345,6 +346,7 @@ void cuda::layer_norm_forward(const LayerNormForward& a, Stream stream) {
                              a.rstd.ptr<C>(),
                              rows,
                              static_cast<int>(dim),
+                             C(1) / static_cast<C>(dim),
                              static_cast<C>(a.eps)};
     const int64_t most_blocks = 16 * multiprocessors();
     dispatch_packs<T, kWarp>(dim, aligned, [&](auto packs) {
@@ -370,7 +372,7 @@ void cuda::layer_norm_backward(const LayerNormBackward& a, Stream stream) {
     const BackwardParams<T> p{rows_of<const T>(a.dy),     rows_of<const T>(a.s), rows_of<const T>(a.dsum),
                               a.weight.ptr<const T>(),    a.mean.ptr<const C>(), a.rstd.ptr<const C>(),
                               rows_of<T>(a.dx),           a.workspace.ptr<C>(),  rows,
-                              (rows + parts - 1) / parts, static_cast<int>(dim)};
+                              (rows + parts - 1) / parts, static_cast<int>(dim), C(1) / static_cast<C>(dim)};
     const auto blocks = static_cast<unsigned>(parts);
     dispatch_packs<T, kThreads>(dim, aligned, [&](auto packs) {
       if constexpr (packs() > 0) {

@@ -35,7 +35,7 @@ struct Backward {
 // A warp reads whole rows of 32 x kV columns; its block's warps take turns at the rows of one part.
 template <class T>
 VA_KERNEL(kThreads)
-dz_kernel(Backward p) {
+dz_kernel(const VA_PARAMETER Backward p) {
   using C = compute_t<T>;
   constexpr int kV = Pack<T>::kSize, kCols = kWarp * kV;
   Shared<C> shared = shared_memory<C>(0);  // [kWarps, 2, kCols]

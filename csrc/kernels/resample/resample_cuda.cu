@@ -23,6 +23,29 @@ struct Axis {
   int count, max_pairs;
 };
 
+// Tables that the host made, as a kernel's argument: a CUDA graph keeps that, and the host's memory may go.
+struct Words {
+  static constexpr int kMost = 4000;  // an argument may be 32 KB
+  int32_t v[kMost];
+};
+VA_KERNEL(kThreads)
+copy_words_kernel(const VA_PARAMETER Words words, int32_t* to, int count) {
+  const int i = block_x() * kThreads + thread_index();
+  if (i < count) to[i] = words.v[i];
+}
+
+void copy_to_device(uint8_t* to, const uint8_t* from, int64_t bytes, Stream stream) {
+  Words words;
+  constexpr int64_t kMostBytes = sizeof(words.v);
+  for (int64_t at = 0; at < bytes; at += kMostBytes) {
+    const int64_t n = std::min(bytes - at, kMostBytes);
+    std::memcpy(words.v, from + at, static_cast<size_t>(n));
+    const int count = static_cast<int>(n / 4);
+    launch("resample", copy_words_kernel, {static_cast<unsigned>((count + kThreads - 1) / kThreads)},
+           kThreads, 0, stream, words, reinterpret_cast<int32_t*>(to + at), count);
+  }
+}
+
 // Pixels of a row lie `pixel` bytes apart, their channels side by side.
 struct Source {
   const uint8_t* data;
@@ -208,7 +231,7 @@ void run(const Resample& a, const ResamplePlan& p, Axis x, Axis y, uint8_t* memo
 void cuda::resample(const Resample& a, const ResamplePlan& p, const uint8_t* tables, int64_t table_bytes,
                     Stream stream) {
   uint8_t* const memory = a.workspace.ptr<uint8_t>();
-  copy_to_device("resample", memory, tables, table_bytes, stream);
+  copy_to_device(memory, tables, reinterpret_cast<const uint8_t*>(p.values) - tables, stream);
   const Axis x = on_device(p.x, tables, memory), y = on_device(p.y, tables, memory);
   const auto go = [&](auto channels) { run<channels()>(a, p, x, y, memory + table_bytes, stream); };
   switch (a.planar ? a.out.sizes[0] : a.out.sizes[2]) {
