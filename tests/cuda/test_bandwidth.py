@@ -1,104 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ops that memory bandwidth limits, on a GPU, against the reference under the accuracy rule."""
-
-import math
+"""The ops that memory bandwidth limits, on a GPU: the emulator's cases, larger ones, streams and graphs."""
 
 import numpy as np
 import pytest
 import torch
 
 from tests.ops import test_resample as resample
+from tests.simt.test_memory_bound import (  # noqa: F401  the tests among them are collected here too
+    DTYPES,
+    KINDS,
+    OPTIONS,
+    assert_close_lists,
+    check_activation,
+    check_adamw,
+    check_cross_entropy,
+    check_layer_norm,
+    lists_for_adamw,
+    test_activation,
+    test_activation_at_the_limits,
+    test_adamw,
+    test_adamw_of_mixed_dtypes_and_grad_norm,
+    test_cross_entropy,
+    test_cross_entropy_of_a_class_out_of_range_is_nan,
+    test_layer_norm,
+    test_layer_norm_without_parameters_and_misaligned,
+    test_patchify,
+)
 from vision_accel import ops
 from vision_accel.testing import reference
 from vision_accel.testing.compare import assert_accurate
 
 pytestmark = pytest.mark.cuda
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-KINDS = ["none", "gelu", "gelu_tanh", "quick_gelu", "silu"]
-LAYER_NORM = [(197 * 64, 768), (3, 1664), (2, 5, 33), (40, 16), (300, 2056), (1, 2048), (0, 8)]
+SHAPES = [(3, 5), (1,), (400_001,), (0, 4), (), (16_384,), (768, 3072), *([(9,)] * 70)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", LAYER_NORM, ids=str)
+@pytest.mark.parametrize("shape", [(197 * 64, 768), (3, 1664), (300, 2056), (0, 8)], ids=str)
 @pytest.mark.parametrize("residual", [False, True])
-def test_layer_norm(shape, dtype, residual):
-    x, r = (torch.randn(shape).to(dtype) for _ in range(2))
-    w, b = (torch.randn(shape[-1]).to(dtype) for _ in range(2))
-    if residual:
-        ours = lambda x, w, b, r: ops.layer_norm(x, w, b, residual=r)  # noqa: E731
-        theirs = lambda x, w, b, r: reference.layer_norm(x, w, b, residual=r)  # noqa: E731
-        assert_accurate(ours, theirs, (x, w, b, r))
-    else:
-        assert_accurate(ops.layer_norm, reference.layer_norm, (x, w, b))
-
-
-def test_layer_norm_misaligned_without_parameters():
-    assert_accurate(ops.layer_norm, reference.layer_norm, (torch.randn(70, 65)[:, 1:], None, None))
+def test_larger_layer_norm(shape, dtype, residual):
+    check_layer_norm(shape, dtype, residual)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_activation(kind, dtype):
-    x = (torch.randn(197, 3072) * 4).to(dtype)
-    for argument in (x, x.flatten()[1:], x.t(), x[:0]):
-        assert_accurate(ops.activation, reference.activation, (argument, kind))
+def test_larger_activation(kind, dtype):
+    check_activation((197, 3072), dtype, kind)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("patch", [4, 7, 14, 16, (2, 8)], ids=str)
-def test_patchify(patch, dtype):
-    ph, pw = (patch, patch) if isinstance(patch, int) else patch
-    for x in (
-        torch.randn(5, 3, 14 * ph, 14 * pw),
-        torch.randn(2, 2 * ph, 3 * pw, 3).permute(0, 3, 1, 2),
-        torch.randn(1, 2, 2 * ph, 3 * pw + 1)[..., 1:],
-        torch.randn(0, 3, ph, pw),
-    ):
-        assert_accurate(ops.patchify, reference.patchify, (x.to(dtype), patch))
+def test_larger_patchify_and_cross_entropy(dtype):
+    assert_accurate(ops.patchify, reference.patchify, (torch.randn(5, 3, 224, 224).to(dtype), 16))
+    check_cross_entropy((512, 1000), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(512, 1000), (3, 7), (11, 64), (2, 2056), (1, 4099)], ids=str)
-def test_cross_entropy(shape, dtype):
-    logits, indices = torch.randn(shape).mul(3).to(dtype), torch.randint(shape[1], shape[:1])
-    if shape[0] > 2:
-        indices[1] = -100
-    for target in (indices, torch.randn(shape).softmax(-1).to(dtype)):
-        for smoothing, reduction in ((0.0, "mean"), (0.1, "mean"), (0.1, "sum"), (0.3, "none")):
-            args = (logits, target, smoothing, reduction)
-            assert_accurate(ops.cross_entropy, reference.cross_entropy, args)
-
-
-OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "grad_scale": 0.5}
-SHAPES = [(3, 5), (1,), (400_001,), (0, 4), (), (16_384,), (768, 3072), *([(9,)] * 70)]
-
-
-def lists_for_adamw(dtype):
-    state = torch.float64 if dtype == torch.float64 else torch.float32
-    lists = [[torch.randn(s).to(dtype) for s in SHAPES] for _ in range(2)]
-    lists[0][2] = torch.randn(400_002).to(dtype)[1:]  # misaligned
-    return lists + [[torch.rand(s, dtype=state) for s in SHAPES] for _ in range(2)]
-
-
-def assert_close_lists(lists, exact):
-    for ours, theirs in zip(lists, exact, strict=True):
-        for a, b in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(a, b.to(a.dtype), rtol=max(1e-6, torch.finfo(a.dtype).eps), atol=1e-7)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("known_to_the_gpu", [False, True])
-def test_adamw(dtype, known_to_the_gpu):
-    lists = lists_for_adamw(dtype)
-    exact = [[t.double() for t in one] for one in lists]
-    ops.adamw(*lists, step=torch.tensor(3) if known_to_the_gpu else 3, **OPTIONS)
-    reference.adamw(*exact, step=3, **OPTIONS)
-    assert_close_lists(lists, exact)
+def test_larger_adamw(dtype):
+    check_adamw(SHAPES, dtype, known_to_the_gpu=False)
 
 
 def test_adamw_in_a_graph_counts_its_steps():
-    lists = lists_for_adamw(torch.float32)
-    exact = [[t.double() for t in one] for one in lists]
+    lists, exact = lists_for_adamw(SHAPES, torch.float32)
     step = torch.tensor(0)
     warm = [[t.clone() for t in one] for one in lists]
     ops.adamw(*warm, step=torch.tensor(1), **OPTIONS)
@@ -112,13 +73,12 @@ def test_adamw_in_a_graph_counts_its_steps():
     assert_close_lists(lists, exact)
 
 
-def test_grad_norm():
+def test_grad_norm_of_many():
     grads = [torch.randn(s).to(d) for d in DTYPES for s in ((100,), (2_000_000,), (7, 3))]
-    expected = math.sqrt(sum(g.double().square().sum().item() for g in grads))
+    expected = torch.stack([g.double().square().sum() for g in grads]).sum().sqrt()
     norm = ops.grad_norm(grads)
-    assert norm.item() == pytest.approx(expected, rel=1e-12)
+    torch.testing.assert_close(norm.double(), expected, rtol=1e-12, atol=0)
     assert torch.equal(norm, ops.grad_norm(grads))
-    assert ops.grad_norm([torch.zeros(0)]) == 0
 
 
 @pytest.mark.parametrize("seed", range(4))

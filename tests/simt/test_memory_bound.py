@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ops that one pass over memory limits, at small sizes, under the accuracy rule."""
+"""The ops that one pass over memory limits, at small sizes, under the accuracy rule.
+
+tests/cuda/test_bandwidth.py runs the same on a GPU, and larger sizes.
+"""
 
 import math
 
@@ -16,10 +19,7 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 KINDS = ["none", "gelu", "gelu_tanh", "quick_gelu", "silu"]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(3, 768), (2, 5, 33), (40, 16), (2, 2056), (1, 2048)], ids=str)
-@pytest.mark.parametrize("residual", [False, True])
-def test_layer_norm(shape, dtype, residual):
+def check_layer_norm(shape, dtype, residual):
     x, r = (torch.randn(shape).to(dtype) for _ in range(2))
     w, b = (torch.randn(shape[-1]).to(dtype) for _ in range(2))
     if residual:
@@ -30,18 +30,28 @@ def test_layer_norm(shape, dtype, residual):
         assert_accurate(ops.layer_norm, reference.layer_norm, (x, w, b))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 768), (2, 5, 33), (40, 16), (2, 2056), (1, 2048)], ids=str)
+@pytest.mark.parametrize("residual", [False, True])
+def test_layer_norm(shape, dtype, residual):
+    check_layer_norm(shape, dtype, residual)
+
+
 def test_layer_norm_without_parameters_and_misaligned():
     x = torch.randn(7, 65)[:, 1:]
     assert_accurate(ops.layer_norm, reference.layer_norm, (x, None, None))
 
 
+def check_activation(shape, dtype, kind):
+    x = (torch.randn(shape) * 4).to(dtype)
+    for argument in (x, x.flatten()[1:], x.t(), x[:0]):  # the second misaligned
+        assert_accurate(ops.activation, reference.activation, (argument, kind))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_activation(kind, dtype):
-    x = (torch.randn(4, 83) * 4).to(dtype)  # 332 elements: a tail after whole packs
-    assert_accurate(ops.activation, reference.activation, (x, kind))
-    assert_accurate(ops.activation, reference.activation, (x.flatten()[1:], kind))  # misaligned
-    assert_accurate(ops.activation, reference.activation, (x.t(), kind), grads=False)
+    check_activation((4, 83), dtype, kind)  # 332 elements: a tail after whole packs
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
@@ -66,13 +76,12 @@ def test_patchify(patch, dtype):
         torch.randn(2, 3, 2 * ph, 3 * pw),
         torch.randn(2, 2 * ph, 3 * pw, 3).permute(0, 3, 1, 2),
         torch.randn(1, 2, 2 * ph, 3 * pw + 1)[..., 1:],
+        torch.randn(0, 3, ph, pw),
     ):
         assert_accurate(ops.patchify, reference.patchify, (x.to(dtype), patch))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(5, 1000), (3, 7), (11, 64), (2, 2056), (1, 4099)], ids=str)
-def test_cross_entropy(shape, dtype):
+def check_cross_entropy(shape, dtype):
     logits, indices = torch.randn(shape).mul(3).to(dtype), torch.randint(shape[1], shape[:1])
     probabilities = torch.randn(shape).softmax(-1).to(dtype)
     probabilities[0] *= 2
@@ -82,6 +91,12 @@ def test_cross_entropy(shape, dtype):
         for smoothing, reduction in ((0.0, "mean"), (0.1, "mean"), (0.1, "sum"), (0.3, "none")):
             args = (logits, target, smoothing, reduction)
             assert_accurate(ops.cross_entropy, reference.cross_entropy, args)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(5, 1000), (3, 7), (11, 64), (2, 2056), (1, 4099)], ids=str)
+def test_cross_entropy(shape, dtype):
+    check_cross_entropy(shape, dtype)
 
 
 def test_cross_entropy_of_a_class_out_of_range_is_nan():
@@ -97,19 +112,32 @@ OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "
 SHAPES = [(3, 5), (1,), (40_001,), (0, 4), (), (16_384,), (2, 4, 3, 3), *([(9,)] * 70)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("known_to_the_gpu", [False, True])
-def test_adamw(dtype, known_to_the_gpu):
+def lists_for_adamw(shapes, dtype):
+    """Parameters, gradients and both moments of AdamW, and the same in float64."""
     state = torch.float64 if dtype == torch.float64 else torch.float32
-    lists = [[torch.randn(s).to(dtype) for s in SHAPES] for _ in range(2)]
-    lists += [[torch.rand(s, dtype=state) for s in SHAPES] for _ in range(2)]
-    lists[0][2] = torch.randn(40_002).to(dtype)[1:]  # misaligned
-    exact = [[t.double() for t in one] for one in lists]
-    ops.adamw(*lists, step=torch.tensor(3) if known_to_the_gpu else 3, **OPTIONS)
-    reference.adamw(*exact, step=3, **OPTIONS)
+    lists = [[torch.randn(s).to(dtype) for s in shapes] for _ in range(2)]
+    lists[0][2] = torch.randn(lists[0][2].numel() + 1).to(dtype)[1:]  # misaligned
+    lists += [[torch.rand(s, dtype=state) for s in shapes] for _ in range(2)]
+    return lists, [[t.double() for t in one] for one in lists]
+
+
+def assert_close_lists(lists, exact):
     for ours, theirs in zip(lists, exact, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b.to(a.dtype), rtol=max(1e-6, torch.finfo(a.dtype).eps), atol=1e-7)
+
+
+def check_adamw(shapes, dtype, known_to_the_gpu):
+    lists, exact = lists_for_adamw(shapes, dtype)
+    ops.adamw(*lists, step=torch.tensor(3) if known_to_the_gpu else 3, **OPTIONS)
+    reference.adamw(*exact, step=3, **OPTIONS)
+    assert_close_lists(lists, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("known_to_the_gpu", [False, True])
+def test_adamw(dtype, known_to_the_gpu):
+    check_adamw(SHAPES, dtype, known_to_the_gpu)
 
 
 def test_adamw_of_mixed_dtypes_and_grad_norm():
@@ -124,8 +152,7 @@ def test_adamw_of_mixed_dtypes_and_grad_norm():
     exact = [[t.double() for t in one] for one in (params, grads, m, v)]
     ops.adamw(params, grads, m, v, step=1, **OPTIONS)
     reference.adamw(*exact, step=1, **OPTIONS)
-    for p, q in zip(params, exact[0], strict=True):
-        torch.testing.assert_close(p, q.to(p.dtype), rtol=max(1e-6, torch.finfo(p.dtype).eps), atol=1e-7)
+    assert_close_lists([params], exact[:1])
 
 
 @pytest.mark.parametrize("seed", range(2))
