@@ -17,6 +17,8 @@ from tests.simt.test_attention import (  # noqa: F401  the tests among them are 
     test_products,
     test_products_want_a_workspace,
     test_query_without_keys_gives_zeros,
+    test_scale_that_is_not_positive,
+    test_two_steps_of_resident_keys,
     test_without_tensor_cores,
 )
 from vision_accel import ops

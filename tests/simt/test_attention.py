@@ -49,6 +49,14 @@ def test_chunk_sizes(n):
     assert_accurate(*both(), case(n, n, 64, torch.bfloat16, heads=1), grads=n == 210)
 
 
+@pytest.mark.usefixtures("fused")
+def test_two_steps_of_resident_keys():
+    assert_accurate(*both(causal=True), case(210, 210, 32, torch.float16, heads=1), grads=False)
+    padding = torch.zeros(1, 272, dtype=torch.bool)
+    padding[0, 100:260] = True
+    assert_accurate(*both(key_padding=padding), case(20, 272, 64, torch.float16, heads=1), grads=False)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
 @pytest.mark.parametrize(("n", "m", "dim"), [(7, 9, 20), (5, 6, 100)])
 def test_without_tensor_cores(n, m, dim, dtype):

@@ -2,7 +2,7 @@
 // Forward attention on tensor cores. A block takes the queries of one (batch, head), or some of them, 64 at a
 // time. Where a chunk of K and V covers the keys, as it does for the short sequences of vision models, they
 // are read once, the softmax needs a single pass, and the scores stay in registers. Longer sequences go
-// through the same code chunk by chunk with an online softmax.
+// through the same code chunk by chunk, or kStep keys of a chunk at a time, with an online softmax.
 #pragma once
 #include <cmath>
 
@@ -24,7 +24,7 @@ struct ForwardParams {
   float scale;
 };
 
-template <class Pair>
+template <class Pair, int kStep>
 VA_KERNEL(kThreads, 2)
 forward_kernel(const VA_PARAMETER ForwardParams<Pair> p) {
   using T = typename Pair::T;
@@ -33,6 +33,7 @@ forward_kernel(const VA_PARAMETER ForwardParams<Pair> p) {
   const int g = lane_index() / 4, t = lane_index() % 4;
   const int b = block_x() / p.heads, h = block_x() % p.heads;
   const float scale2 = p.scale * kLog2e;
+  static_assert(kStep == kKeys || (Pair::kResident && kStep < kKeys && kKeys <= 2 * kStep));
   bool loaded = false;
   for (int row = block_y() * kBlockRows; row < p.queries; row += p.splits * kBlockRows) {
     const int first = row + warp_index() * kWarpRows;
@@ -43,28 +44,26 @@ forward_kernel(const VA_PARAMETER ForwardParams<Pair> p) {
     float row_max[2] = {-INFINITY, -INFINITY}, row_sum[2] = {0, 0};
     const int seen = p.mask.limit_of_rows(row);
     const int chunks = Pair::kResident ? seen > 0 : (seen + kKeys - 1) / kKeys;
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      const int key0 = chunk * kKeys;
-      if (!Pair::kResident || !loaded) kv.get(b, h, chunk, chunk == 0, chunk + 1 < chunks);
-      loaded = true;
-      if (Pair::kIdleWarpsSkip && !active) continue;
+    // The keys [step, step + count) of the current chunk, whose first is key0 - step.
+    const auto attend = [&](auto count, int step, int key0) {
+      constexpr int kCount = count();
       // S = Q K^T.
-      float s[kKeys / 8][4] = {};
+      float s[kCount / 8][4] = {};
       Pair::begin(s);
-      multiply_transposed(s, q, kv.x, 0);
+      multiply_transposed(s, q, kv.x, step);
       Pair::finish(s);
       // Mask, and the maximum of each row.
       const int limit[2] = {p.mask.limit(first + g) - key0 - 2 * t,
                             p.mask.limit(first + g + 8) - key0 - 2 * t};
       float new_max[2] = {row_max[0], row_max[1]};
 #pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n)
+      for (int n = 0; n < kCount / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           if (n * 8 + e % 2 >= limit[e / 2]) s[n][e] = -INFINITY;
       p.mask.hide(s, b, key0);
 #pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n)
+      for (int n = 0; n < kCount / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e) new_max[e / 2] = fmaxf(new_max[e / 2], s[n][e]);
       float offset[2];
@@ -83,17 +82,26 @@ forward_kernel(const VA_PARAMETER ForwardParams<Pair> p) {
       }
       // P = exp(S - max).
 #pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n)
+      for (int n = 0; n < kCount / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           s[n][e] = fast_exp2(s[n][e] * scale2 - offset[e / 2]);
           row_sum[e / 2] += s[n][e];
         }
       // O += P V.
-      const RowsOperand<T, kKeys> prob = packed<T>(s);
+      const RowsOperand<T, kCount> prob = packed<T>(s);
       Pair::begin(o);
-      multiply(o, prob, kv.y, 0);
+      multiply(o, prob, kv.y, step);
       Pair::finish(o);
+    };
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      if (!Pair::kResident || !loaded) kv.get(b, h, chunk, chunk == 0, chunk + 1 < chunks);
+      loaded = true;
+      if (Pair::kIdleWarpsSkip && !active) continue;
+      attend(std::integral_constant<int, kStep>{}, 0, chunk * kKeys);
+      if constexpr (kStep < kKeys) {
+        if (kStep < seen) attend(std::integral_constant<int, kKeys - kStep>{}, kStep, kStep);
+      }
     }
 
     if (Pair::kIdleWarpsSkip && !active) continue;
@@ -113,7 +121,7 @@ forward_kernel(const VA_PARAMETER ForwardParams<Pair> p) {
   }
 }
 
-template <class Pair>
+template <class Pair, int kStep = Pair::kRows>
 void run_forward(const AttentionForward& a, Stream stream) {
   using T = typename Pair::T;
   const int64_t items = a.q.sizes[0] * a.q.sizes[2];
@@ -128,8 +136,8 @@ void run_forward(const AttentionForward& a, Stream stream) {
                               queries,
                               splits_for(items, queries, Pair::kResident),
                               static_cast<float>(a.scale)};
-  launch("attention", forward_kernel<Pair>, {static_cast<unsigned>(items), static_cast<unsigned>(p.splits)},
-         kThreads, Pair::kBytes, stream, p);
+  launch("attention", forward_kernel<Pair, kStep>,
+         {static_cast<unsigned>(items), static_cast<unsigned>(p.splits)}, kThreads, Pair::kBytes, stream, p);
 }
 
 }  // namespace va::attention_mma

@@ -16,6 +16,8 @@ void cuda::attention_forward_mma(const AttentionForward& a, Stream stream) {
     if (keys <= 80) return run_forward<Pair<T, kD, 80, 1>>(a, stream);
     if (keys <= 144) return run_forward<Pair<T, kD, 144, 1>>(a, stream);
     if (keys <= 208) return run_forward<Pair<T, kD, 208, 1>>(a, stream);
+    // 272 at a time would spill; they stay in shared memory, of which sm_89 has room for one such block.
+    if (keys <= 272) return run_forward<Pair<T, kD, 272, 1>, 144>(a, stream);
     run_forward<Pair<T, kD, 96, 2>>(a, stream);
   } else {
     run_forward<Pair<T, kD, 64, 2>>(a, stream);
