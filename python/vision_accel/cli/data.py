@@ -15,8 +15,7 @@ from vision_accel._suggest import did_you_mean
 from vision_accel.cli import SOME_IMAGES_BAD
 from vision_accel.cli._images import complain
 from vision_accel.cli._options import parse
-from vision_accel.data.images import MAX_PIXELS
-from vision_accel.data.source import Source, expand
+from vision_accel.data.source import MAX_PIXELS, Source, expand
 
 Kind = Literal["auto", "labels", "captions", "images"]
 

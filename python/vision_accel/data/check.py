@@ -5,10 +5,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vision_accel.data.images import MAX_PIXELS, ImageError, load_image
+from vision_accel.data.images import ImageError, load_image
 from vision_accel.data.loader import bad_sample
 from vision_accel.data.preprocess import usable_cores
-from vision_accel.data.source import BadSample, Joined, SampleError, Source
+from vision_accel.data.source import MAX_PIXELS, BadSample, Joined, SampleError, Source
 from vision_accel.data.tars import Tars, has_end_mark
 
 

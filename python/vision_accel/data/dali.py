@@ -23,10 +23,10 @@ from torch.utils.dlpack import from_dlpack
 
 from vision_accel.data.augment import Augment, AugmentConfig, Plan, erase, evaluation_plan
 from vision_accel.data.headers import plain_size
-from vision_accel.data.images import MAX_PIXELS, load_image
+from vision_accel.data.images import load_image
 from vision_accel.data.loader import SIZES, Batch, Loader, Sample, default_workers
 from vision_accel.data.preprocess import Preprocess
-from vision_accel.data.source import DataError
+from vision_accel.data.source import MAX_PIXELS, DataError
 from vision_accel.ops.resample import resample
 
 Resize = Literal["auto", "dali", "exact"]

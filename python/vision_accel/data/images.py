@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any image source -> RGB pixels, safely. Pillow decodes; nothing here needs torch."""
+"""Any image source -> RGB pixels, safely. Pillow decodes."""
 
 import io
 import os
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from vision_accel.data.source import MAX_PIXELS
 from vision_accel.ops.resample import pillow_pixels
 
 try:
@@ -20,8 +21,6 @@ except ImportError:
 
 UInt8 = NDArray[np.uint8]
 Alpha = Literal["drop", "white"]
-
-MAX_PIXELS = 89_478_485  # Pillow's default: a quarter of a gigabyte as RGB
 
 _MAX_TURBO = 1 << 28  # bytes of a JPEG that are read at once
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision_accel.data import recipe_formats
-from vision_accel.data.images import MAX_PIXELS, Alpha, UInt8, load_image
+from vision_accel.data.images import Alpha, UInt8, load_image
+from vision_accel.data.source import MAX_PIXELS
 from vision_accel.ops.resample import INTERPOLATIONS, normalization_table, resample
 
 Float32 = NDArray[np.float32]

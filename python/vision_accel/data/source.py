@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_BYTES = 1 << 28  # of an encoded image
+MAX_PIXELS = 89_478_485  # of a decoded one; Pillow's default: a quarter of a gigabyte as RGB
 
 
 class DataError(ValueError):
