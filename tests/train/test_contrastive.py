@@ -3,6 +3,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -11,7 +14,8 @@ import torch
 from PIL import Image
 
 import vision_accel as va
-from tests.train.test_distributed import run
+from tests.train.test_distributed import free_port, run
+from vision_accel import cli
 from vision_accel.data.captions import open_captions
 from vision_accel.data.source import DataError
 from vision_accel.train import Config, ConfigError, checkpoint
@@ -162,6 +166,21 @@ def test_two_processes_equal_one(zygote, options, tmp_path, siglip):
         torch.testing.assert_close(two.tensors["model"][name], value, rtol=1e-4, atol=1e-5)
     for a, b in zip(one_lines, two_lines, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_torchrun_of_the_command_equals_one_process(sources, tmp_path):
+    flags = {"data.train": sources / "folder", "data.batch-size": 8, "data.workers": 0, "train.device": "cpu"}
+    flags |= {"model.name": "test_clip", "contrastive.vocab-size": 540, "optim.name": "sgd", "optim.lr": 0.1}
+    flags |= {"train.steps": 3, "train.save-every": 3}
+    command = ["train", "clip", *(word for k, v in flags.items() for word in (f"--{k}", str(v)))]
+    assert cli.main([*command, "--train.out", str(tmp_path / "one")]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
+    torchrun += [free_port(), "-m", "vision_accel", *command, "--train.out", str(tmp_path / "two")]
+    subprocess.run(torchrun, check=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    one, two = (checkpoint.load_latest(tmp_path / d / "checkpoints").tensors["model"] for d in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_locked_tower_does_not_change(options):
