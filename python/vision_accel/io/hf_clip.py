@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hugging Face layout of CLIP and SigLIP: configs and weight names, both ways."""
+"""Hugging Face layout of CLIP, MetaCLIP 2 and SigLIP: configs and weight names, both ways."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,13 @@ from vision_accel.io._weights import Weight, layer, read_weights, write_weights
 from vision_accel.io.hf_vit import ACTIVATIONS, WRITTEN_ACTIVATIONS, check_sizes, ratio
 
 # Model type -> its image processor where preprocessor_config.json names none.
-PROCESSORS = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
+PROCESSORS = {
+    "clip": "CLIPImageProcessor",
+    "metaclip_2": "CLIPImageProcessor",
+    "siglip": "SiglipImageProcessor",
+}
+
+_CLASSES = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel"}
 
 _CLIP = {
     "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "attention_dropout": 0.0, "num_channels": 3,
@@ -30,7 +36,8 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "text": _SIGLIP | _WIDE | {"vocab_size": 32000, "max_position_embeddings": 64, "eos_token_id": 49407},
     },
 }
-ARGMAX_EOS = 2  # transformers reads this eos_token_id as: pool at the largest id
+_DEFAULTS["metaclip_2"] = _DEFAULTS["clip"]
+ARGMAX_EOS = 2  # transformers' CLIP reads this eos_token_id as: pool at the largest id
 
 
 def read(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -45,6 +52,8 @@ def read(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, 
     if siglip and not vision["vision_use_head"]:
         raise ValueError("vision_use_head false is not supported: such a model has no image embedding")
     eos = text["eos_token_id"]
+    if not siglip and not isinstance(eos, int):
+        raise ValueError(f"text_config.eos_token_id must be one number, got {eos!r}")
     fields: dict[str, Any] = {
         "embed_dim": vision["hidden_size"] if siglip else config.get("projection_dim", 512),
         "vision": {
@@ -61,7 +70,7 @@ def read(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, 
             "context_length": text["max_position_embeddings"],
             "vocab_size": text["vocab_size"],
             "causal": not siglip,
-            "pool": "last" if siglip else "argmax" if eos == ARGMAX_EOS else "eos",
+            "pool": "last" if siglip else "argmax" if kind == "clip" and eos == ARGMAX_EOS else "eos",
             "eos_id": eos if isinstance(eos, int) else 49407,
             **_common("text", text),
         },
@@ -157,7 +166,8 @@ def write(c: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any]
     Raises:
         ValueError: what Hugging Face's classes cannot express.
     """
-    kind = "siglip" if c["vision"]["global_pool"] == "map" else "clip"
+    at_two = (c["text"]["pool"], c["text"]["eos_id"]) == ("eos", ARGMAX_EOS)
+    kind = "siglip" if c["vision"]["global_pool"] == "map" else "metaclip_2" if at_two else "clip"
     reasons = _not_expressible(c, kind)
     if reasons:
         raise ValueError(f"Hugging Face's {kind} cannot express {', '.join(reasons)}")
@@ -175,7 +185,7 @@ def write(c: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any]
         "eos_token_id": ARGMAX_EOS if c["text"]["pool"] == "argmax" else c["text"]["eos_id"],
     }
     config: dict[str, Any] = {
-        "architectures": ["SiglipModel" if kind == "siglip" else "CLIPModel"],
+        "architectures": [_CLASSES[kind]],
         "model_type": kind,
         "vision_config": vision,
         "text_config": text,
@@ -235,6 +245,4 @@ def _not_expressible(c: dict[str, Any], kind: str) -> list[str]:
         reasons.append("vision.fc_norm=True")
     if (c["init_logit_bias"] is not None) != siglip:
         reasons.append("no logit bias" if siglip else "a logit bias")
-    if c["text"]["pool"] == "eos" and c["text"]["eos_id"] == ARGMAX_EOS:
-        reasons.append(f"text.eos_id={ARGMAX_EOS}, which it reads as: pool at the largest id")
     return reasons
