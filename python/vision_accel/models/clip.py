@@ -340,7 +340,9 @@ def _with_timm_tower(config: dict[str, Any]) -> dict[str, Any]:
 def _nearest_timm_tower(config: CLIPConfig) -> tuple[str, dict[str, Any]]:
     """The variant of timm nearest to the image tower, and the fields that open_clip cannot change in it."""
     name, _ = nearest_variant(config.vision)
-    base = ViTConfig.named(name).replace(num_classes=0, global_pool=config.vision.global_pool)
+    base = ViTConfig.named(name).replace(num_classes=0)
+    if base.class_token or config.vision.global_pool != "token":
+        base = base.replace(global_pool=config.vision.global_pool)
     if config.vision_proj == "linear":  # timm then makes its default model, and changes the pooling later
         base = base.replace(fc_norm=ViTConfig.named(name).norm_after_pool)
     free = ("patch_drop_rate", "drop_path_rate", "dynamic_img_size", "pos_embed_antialias", "fc_norm")
