@@ -117,6 +117,21 @@ def test_siglip_cleans_texts():
     assert torch.equal(siglip("  A DOG,\n runs!? "), tokenizer("a dog runs"))
 
 
+@pytest.mark.parity
+def test_bert_in_open_clip(tmp_path):
+    """What CLIPA's checkpoints have: BERT's words, and 0 in place of the separator."""
+    hf = reference_libs.transformers()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "##s", "dog", "a"]
+    vocab = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    hf.BertTokenizer(vocab=vocab).save_pretrained(tmp_path)
+    files = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    options = {"hf_tokenizer_name": str(tmp_path), "tokenizer_kwargs": {"strip_sep_token": True}}
+    ours = Tokenizer.from_files(files, 8, options)
+    theirs = reference_libs.open_clip().tokenizer.HFTokenizer(str(tmp_path), 8, strip_sep_token=True)
+    samples = ["a dog", "dogs &amp; A DOG", "", "a b c d e f g h i j k", "[SEP] é"]
+    assert_same(ours(samples), theirs(samples), samples)
+
+
 def test_missing_and_bad(tmp_path):
     model = va.create_model("test_clip")
     with pytest.raises(ValueError, match=r"no tokenizer: set model.tokenizer"):

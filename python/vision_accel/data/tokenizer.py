@@ -42,6 +42,7 @@ class Tokenizer:
         clean: str = "none",
         specials: Mapping[str, int] | None = None,
         wrap: tuple[int, int] | None = None,
+        blank: int | None = None,
         files: Mapping[str, bytes] | None = None,
     ) -> None:
         """Make a tokenizer; see ``from_files`` for the usual way.
@@ -54,6 +55,7 @@ class Tokenizer:
                 three) and siglip (transformers').
             specials: words that are tokens by themselves where the backend does not know.
             wrap: ids put around every text where the backend does not.
+            blank: an id in place of which there is 0 in the end.
             files: what to save.
         """
         if clean not in _CLEANS:
@@ -62,7 +64,7 @@ class Tokenizer:
         self._backend.no_padding()
         self._backend.no_truncation()
         self.context_length, self.pad_id, self.clean = context_length, pad_id, clean
-        self._specials, self._wrap = dict(specials or {}), wrap
+        self._specials, self._wrap, self._blank = dict(specials or {}), wrap, blank
         self.files = dict(files or {})
 
     @property
@@ -93,6 +95,8 @@ class Tokenizer:
             if len(ids) > length:
                 ids = [*ids[: length - 1], ids[-1]]
             row[: len(ids)] = ids
+        if self._blank is not None:
+            out[out == self._blank] = 0
         return out
 
     def __call__(self, texts: str | Iterable[str], context_length: int | None = None) -> Any:
@@ -135,7 +139,7 @@ class Tokenizer:
         """
         try:
             if open_clip is not None and not open_clip.get("hf_tokenizer_name"):
-                clean = _open_clip_clean(open_clip, "lower")
+                clean = _open_clip_options(open_clip, {"clean": "lower"})["clean"]
                 vocab, merges = _bpe(files)
                 return _simple(vocab, merges, context_length, clean, files)
             backend, config = _backend(files)
@@ -143,12 +147,16 @@ class Tokenizer:
             pad_id = backend.token_to_id(pad)
             if pad_id is None:
                 raise ValueError(f"tokenizer_config.json: pad_token {pad!r} is not in the vocabulary")
+            blank = None
             if open_clip is not None:
-                clean = _open_clip_clean(open_clip, "whitespace")
+                options = _open_clip_options(open_clip, {"clean": "whitespace", "strip_sep_token": False})
+                clean = options["clean"]
+                if options["strip_sep_token"]:
+                    blank = backend.token_to_id(_token(config.get("sep_token")) or "[SEP]")  # BERT's
             else:
                 siglip = str(config.get("tokenizer_class", "")).startswith("Siglip")
                 clean = "siglip" if siglip else "none"
-            return cls(backend, context_length, pad_id, clean=clean, files=files)
+            return cls(backend, context_length, pad_id, clean=clean, blank=blank, files=files)
         except ValueError:
             raise
         except Exception as e:  # the library raises bare Exceptions
@@ -324,12 +332,13 @@ def _token(value: Any) -> str | None:
     return value.get("content") if isinstance(value, dict) else value
 
 
-def _open_clip_clean(options: Mapping[str, Any], default: str) -> str:
-    arguments = dict(options.get("tokenizer_kwargs") or {})
-    clean: str = arguments.pop("clean", default)
-    if arguments:
-        raise ValueError(f"text_cfg.tokenizer_kwargs = {arguments} is not supported")
-    return clean
+def _open_clip_options(options: Mapping[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer_kwargs of open_clip's config over the defaults of those that are known."""
+    arguments = options.get("tokenizer_kwargs") or {}
+    unknown = {k: v for k, v in arguments.items() if k not in known}
+    if unknown:
+        raise ValueError(f"text_cfg.tokenizer_kwargs = {unknown} is not supported")
+    return known | arguments
 
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

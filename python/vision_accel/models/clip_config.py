@@ -176,6 +176,8 @@ _NAMES = """
     ViT-H-14-378 ViT-H-14-worldwide ViT-H-14-worldwide-378 ViT-g-14 ViT-bigG-14 ViT-bigG-14-worldwide
     ViT-bigG-14-worldwide-378
 """.split()  # noqa: SIM905
+# CLIPA, arXiv:2306.15658, trained on DataComp.
+_CLIPA_NAMES = [f"ViT-{size}-14-CLIPA{image}" for size in ("L", "H", "bigG") for image in ("", "-336")]
 _SIGLIP_NAMES = """
     ViT-B-16-SigLIP ViT-B-16-SigLIP-256 ViT-B-16-SigLIP-384 ViT-B-16-SigLIP-512 ViT-B-16-SigLIP-i18n-256
     ViT-L-16-SigLIP-256 ViT-L-16-SigLIP-384 ViT-SO400M-14-SigLIP ViT-SO400M-14-SigLIP-378
@@ -212,6 +214,7 @@ def clip_variants() -> dict[str, dict[str, Any]]:
     for name in _NAMES:
         found[name] = _clip(name, "gelu")
         found[f"{name}-quickgelu"] = _clip(name, "quick_gelu")
+    found |= {name: _clipa(name) for name in _CLIPA_NAMES}
     found |= {name: _siglip(name) for name in _SIGLIP_NAMES}
     for alias, name in _ALIASES.items():
         config = found[name]
@@ -233,6 +236,13 @@ def _clip(name: str, activation: str) -> dict[str, Any]:
         text |= {"vocab_size": vocab_size, "pool": "eos", "eos_id": eos_id}
     vision = _tower(tower, patch, image) | {"act_layer": activation}
     return {"embed_dim": embed_dim, "vision": vision, "text": text}
+
+
+def _clipa(name: str) -> dict[str, Any]:
+    config = _clip(name.replace("-CLIPA", ""), "gelu")
+    config["vision"] |= {"pre_norm": False, "global_pool": "avg", "fc_norm": True}
+    config["text"] |= {"context_length": 32, "vocab_size": 32000, "causal": False, "pool": "last"}
+    return config
 
 
 def _siglip(name: str) -> dict[str, Any]:
