@@ -112,7 +112,7 @@ def test_reset_classifier():
     model.labels = {0: "cat"}
     model.reset_classifier(3, "avg")
     assert model(images(model)).shape == (2, 3)
-    assert model.config.num_classes == 3
+    assert model.num_classes == model.get_classifier().out_features == 3
     assert model.labels is None
     assert not model.head.bias.any()
     model.reset_classifier(0)

@@ -64,5 +64,7 @@ def _report(result: "RunResult") -> None:
         return
     scores = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items() if value is not None)
     print(f"{result.step} steps  {scores}  model: {result.run_dir / 'model'}")
+    if result.skipped_steps:
+        print(f"{result.skipped_steps} steps skipped: their gradients were NaN or infinite")
     if result.bad_samples:
         print(f"{result.bad_samples} files could not be read: {result.run_dir / 'bad_samples.jsonl'}")

@@ -107,6 +107,11 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
     def _pooled_dim(self) -> int:
         return self.config.embed_dim * (2 if self.config.global_pool == "token_avg" else 1)
 
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the head; 0: there is none."""
+        return self.config.num_classes
+
     def num_params(self, trainable: bool = False) -> int:
         """Number of parameters; with ``trainable`` only those that require gradients."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
@@ -256,6 +261,10 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
 
     # Changes for fine-tuning.
 
+    def get_classifier(self) -> nn.Module:
+        """The head, a linear layer or an identity."""
+        return self.head
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give the model a new, freshly drawn head; optionally another pooling (not to or from ``map``)."""
         pool = self.config.global_pool if global_pool is None else global_pool
@@ -386,4 +395,4 @@ def _init_weights(module: nn.Module) -> None:
 
 def _is_hooked(*modules: nn.Module) -> bool:
     """Whether somebody watches these modules, and so expects all tokens to pass through them."""
-    return any(m._forward_hooks or m._forward_pre_hooks for root in modules for m in root.modules())
+    return not all(is_plain(m, type(m)) for root in modules for m in root.modules())
