@@ -44,6 +44,12 @@ def test_large_mean_does_not_cancel(isa):
     assert_accurate(ops.layer_norm, reference.layer_norm, (x + 1e4, w, b, eps), grads=False)
 
 
+@pytest.mark.parametrize("dim", [31, 768])
+def test_a_row_of_equal_values_has_no_variance(isa, dim):
+    rows = torch.tensor([0.1, 3.3, 1234.567])[:, None].expand(-1, dim)
+    assert not ops.layer_norm(rows, None, None, 1e-12).any()
+
+
 def test_non_contiguous(isa):
     base = torch.randn(6, 10, 64)
     for x in (base[:, ::2], base.transpose(0, 1), base[..., ::2], base[:, 0]):

@@ -28,16 +28,22 @@ void forward_row(const LayerNormForward& a, int64_t row, int64_t dim) {
     for_lanes<C>(dim, [&](int64_t i, auto n) { store_n(s + i, load_n(x + i, n) + load_n(r + i, n), n); });
     x = s;
   }
-  // Mean.
+  // x minus a value, 0 in the lanes past n.
+  const auto centred = [&](int64_t i, auto n, C about) {
+    Vec<C> d = load_n(x + i, n) - about;
+    if (n < kLanes<C>)
+      for (int64_t j = n; j < kLanes<C>; ++j) d[j] = 0;
+    return d;
+  };
+  // Mean, from the distances to the first value: exact for a row of equal values, whose variance is then 0.
+  const C first = load_scalar(x);
   Vec<C> total{};
-  for_lanes<C>(dim, [&](int64_t i, auto n) { total += load_n(x + i, n); });
-  const C mean = reduce_add(total) / static_cast<C>(dim);
+  for_lanes<C>(dim, [&](int64_t i, auto n) { total += centred(i, n, first); });
+  const C mean = first + reduce_add(total) / static_cast<C>(dim);
   // Variance, from centred values: no cancellation.
   Vec<C> squares{};
   for_lanes<C>(dim, [&](int64_t i, auto n) {
-    Vec<C> d = load_n(x + i, n) - mean;
-    if (n < kLanes<C>)
-      for (int64_t j = n; j < kLanes<C>; ++j) d[j] = 0;
+    const Vec<C> d = centred(i, n, mean);
     squares += d * d;
   });
   const C rstd = C(1) / std::sqrt(reduce_add(squares) / static_cast<C>(dim) + static_cast<C>(a.eps));
