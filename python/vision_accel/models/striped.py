@@ -6,9 +6,9 @@ block goes over the image twice: once for the statistics behind its first convol
 output. Each stripe takes as many rows of its neighbours as the convolutions see. There are no seams: the
 result is that of the whole image up to the rounding of the statistics.
 
-What comes out of a convolution between resolutions is not stored but computed again for each pass, and the
-result of a block takes the place of its input. Where the budget allows, the first convolution's result is
-stored instead of being computed twice.
+The result of a block takes the place of its input. What the budget has no room for is computed again for each
+pass: what comes out of an upsampling convolution, and rows of the first convolution of a block. Resolutions
+that fit into the budget are not cut at all.
 """
 
 from collections.abc import Iterator
@@ -27,10 +27,10 @@ _HALO = 2  # rows that a residual block sees above and below
 
 @dataclass(frozen=True)
 class Plan:
-    """How to cut: ``pixels`` of a stripe, and the ``budget`` in bytes for what is stored (None: no limit)."""
+    """How to cut: ``pixels`` of a stripe, and the ``budget`` in bytes for what is stored."""
 
     pixels: int
-    budget: int | None = None
+    budget: int = 0
 
     def stripes(self, height: int, width: int) -> Iterator[tuple[int, int]]:
         """First and last row of each stripe."""
@@ -140,8 +140,12 @@ def _statistics(source: Source, groups: int, plan: Plan) -> Statistics:
     return merger.result(rows)
 
 
-def _resnet(block: Any, source: Source, before: Statistics | None, plan: Plan) -> tuple[Stored, Statistics]:
+def _resnet(
+    block: Any, source: Source, before: Statistics | None, plan: Plan
+) -> tuple[Stored, Statistics | None]:
     """The block's result, and the statistics of the norm behind it."""
+    if isinstance(source, Stored) and _whole(block, source) <= plan.budget:
+        return Stored(block(source.x)), None
     height, width = source.height, source.width
     groups, n = block.norm1.num_groups, block.conv1.out_channels
     first_norm = before or _statistics(source, groups, plan)
@@ -154,17 +158,16 @@ def _resnet(block: Any, source: Source, before: Statistics | None, plan: Plan) -
     # Once for the statistics in the middle.
     like = source.rows(0, 1)
     size = height * width * n * like.element_size()
-    held = source.x.numel() * source.x.element_size()
     out_is_new = not (isinstance(source, Stored) and n == source.channels)
-    keep = plan.budget is not None and held + size * (1 + out_is_new) <= plan.budget
-    kept = like.new_empty(1, height, width, n) if keep else None
+    room = plan.budget - _bytes(source.x) - size * out_is_new
+    kept = like.new_empty(1, max(0, min(height, room * height // size)), width, n)  # its first rows
     merger = _Merger(groups)
     for first, last in plan.stripes(height, width):
         top, bottom = max(0, first - 1), min(height, last + 1)
         h = hidden(source.rows(top, bottom), top, bottom, first, last)
         merger.add(h)
-        if kept is not None:
-            kept[:, first:last] = h
+        end = min(last, kept.shape[1])
+        kept[:, first:end] = h[:, : max(0, end - first)]
     second_norm = merger.result(like)
 
     # Once for the result, which takes the place of a stored input of the same width.
@@ -179,7 +182,7 @@ def _resnet(block: Any, source: Source, before: Statistics | None, plan: Plan) -
             x = torch.cat([above, source.rows(first, bottom)], 1)
             above = x[:, max(0, last - _HALO) - top : last - top].clone()
         low, high = max(0, first - 1), min(height, last + 1)
-        h = hidden(x, top, bottom, low, high) if kept is None else kept[:, low:high]
+        h = kept[:, low:high] if high <= kept.shape[1] else hidden(x, top, bottom, low, high)
         middle = x[:, first - top : last - top]
         residual = middle if block.conv_shortcut is None else block.conv_shortcut(middle)
         h = block.norm2(h.contiguous(), second_norm)
@@ -189,29 +192,32 @@ def _resnet(block: Any, source: Source, before: Statistics | None, plan: Plan) -
     return Stored(y), after.result(like)
 
 
-def _finish(part: Any, stream: Stored, norm: Statistics, plan: Plan) -> Tensor:
+# Results are written into one image: small tensors that stay would pin what the allocator has between them.
+
+
+def _finish(part: Any, stream: Stored, before: Statistics | None, plan: Plan) -> Tensor:
     """The last norm and convolution."""
-    stripes = []
+    norm = before or _statistics(stream, part.conv_norm_out.num_groups, plan)
+    conv = part.conv_out
+    y = stream.x.new_empty(1, stream.height, stream.width, conv.out_channels, dtype=conv.weight.dtype)
     for first, last in plan.stripes(stream.height, stream.width):
         x = part.conv_norm_out(_with_halo(stream, first, last, 1), norm)
         padding = (int(first == 0), int(last == stream.height), 1, 1)
-        stripes.append(ops.conv2d(x, part.conv_out.weight, part.conv_out.bias, padding=padding))
-    return torch.cat(stripes, 1)
+        y[:, first:last] = ops.conv2d(x, conv.weight, conv.bias, padding=padding)
+    return y
 
 
 def decode(decoder: Any, z: Tensor, plan: Plan) -> Tensor:
     """[1, h, w, latent_channels] -> [1, factor * h, factor * w, out_channels], as the decoder gives it."""
-    x = decoder.mid_block(decoder.conv_in(z, out_dtype=wide_dtype(z.dtype)))
-    source: Source = Stored(x)
+    source: Source = Stored(decoder.mid_block(decoder.conv_in(z, out_dtype=wide_dtype(z.dtype))))
     norm: Statistics | None = None
     for block in decoder.up_blocks:
         for resnet in block.resnets:
             source, norm = _resnet(resnet, source, norm, plan)
         for upsampler in block.upsamplers:
             assert isinstance(source, Stored)
-            source, norm = Upsampled(source.x, upsampler.conv), None
+            source, norm = _upsample(upsampler.conv, source, plan), None
     assert isinstance(source, Stored)
-    assert norm is not None
     return _finish(decoder, source, norm, plan)
 
 
@@ -230,11 +236,28 @@ def encode(encoder: Any, x: Tensor, plan: Plan) -> Tensor:
     return encoder.conv_out(encoder.conv_norm_out(y))
 
 
+def _bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+def _whole(block: Any, source: Stored) -> int:
+    """Peak of a block that is not cut: its input, what its norms and convolutions make, and its result."""
+    c, n = block.conv1.in_channels, block.conv1.out_channels
+    return source.height * source.width * max(2 * c + n, c + 3 * n) * source.x.element_size()
+
+
+def _upsample(conv: Any, stream: Stored, plan: Plan) -> Source:
+    """Made now if the block behind it still has room for its result, of up to as many channels."""
+    size = 4 * stream.height * stream.width * conv.out_channels * stream.x.element_size()
+    return Stored(conv(stream.x)) if 2 * size <= plan.budget else Upsampled(stream.x, conv)
+
+
 def _downsample(conv: Any, stream: Stored, plan: Plan) -> Tensor:
-    stripes = []
     half = stream.height // 2
+    y = stream.x.new_empty(1, half, stream.width // 2, conv.out_channels)
     for first, last in plan.stripes(half, stream.width):
         x = stream.x[:, 2 * first : 2 * last + 1]
         padding = (0, int(last == half), 0, 1)
-        stripes.append(ops.conv2d(x, conv.weight, conv.bias, stride=2, padding=padding, out_dtype=x.dtype))
-    return torch.cat(stripes, 1)
+        rows = ops.conv2d(x, conv.weight, conv.bias, stride=2, padding=padding, out_dtype=x.dtype)
+        y[:, first:last] = rows
+    return y

@@ -44,17 +44,22 @@ def whole_bytes(widths: tuple[int, ...], pixels: int, element: int) -> int:
     return max(peaks) * element
 
 
-def striped_bytes(widths: tuple[int, ...], height: int, width: int, rows: int, element: int) -> int:
-    """The same in stripes of ``rows`` rows with nothing stored but the stream; see ``whole_bytes``."""
+def stored_bytes(widths: tuple[int, ...], height: int, width: int, element: int) -> int:
+    """What is stored of an image in stripes at least: the stream of a level beside that of the finer one."""
     pixels = height * width
-    stored = [pixels * widths[0]]
+    stored = [pixels * widths[0], pixels // 4 ** (len(widths) - 1) * widths[-1] * 5]  # the lowest is whole
     for level in range(1, len(widths)):
-        area = pixels // 4**level  # a level's stream beside that of the finer one, and whole at the lowest
+        area = pixels // 4**level
         stored.append(area * widths[level] + 4 * area * widths[level - 1])
-    lowest = pixels // 4 ** (len(widths) - 1) * widths[-1] * 5
+    return max(stored) * element
+
+
+def striped_bytes(widths: tuple[int, ...], height: int, width: int, rows: int, element: int) -> int:
+    """Peak of the activations of one image in stripes of ``rows`` rows; see ``whole_bytes``."""
     above = widths[min(1, len(widths) - 1)]
-    stripe = (rows + 8) * width * (3 * above + 5 * widths[0])
-    return (max(*stored, lowest) + stripe) * element * 9 // 8  # what allocators lose between stripes
+    stripe = (rows + 8) * width * (3 * above + 5 * widths[0]) * element
+    # An eighth is what allocators lose between stripes.
+    return (stored_bytes(widths, height, width, element) + stripe) * 9 // 8
 
 
 def plan_for(widths: tuple[int, ...], height: int, width: int, element: int, budget: int) -> Plan | None:
@@ -66,10 +71,9 @@ def plan_for(widths: tuple[int, ...], height: int, width: int, element: int, bud
     if whole_bytes(widths, height * width, element) <= budget:
         return None
     for rows in _ROWS:
-        if striped_bytes(widths, height, width, rows, element) <= budget:
-            spare = budget - striped_bytes(widths, height, width, rows, element)
-            stored = height * width * widths[0] * element + spare
-            return Plan(rows * width, stored)
+        spare = budget - striped_bytes(widths, height, width, rows, element)
+        if spare >= 0:
+            return Plan(rows * width, stored_bytes(widths, height, width, element) + spare)
     least = striped_bytes(widths, height, width, _ROWS[-1], element)
     raise ValueError(
         f"max_memory: {budget / 2**20:.0f} MB is too little for {height} x {width} pixels;"
