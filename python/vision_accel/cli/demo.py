@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vision-accel demo``, ``demo clip`` and ``demo autoencoder-kl``."""
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,12 +62,18 @@ class ClipDemo:
     """Go on with an interrupted run: it ends with the same weights."""
 
 
-def _clip(argv: list[str]) -> int:
-    options = parse(ClipDemo, argv, "vision-accel demo clip")
-    from vision_accel.demo import clip  # noqa: PLC0415  (imports torch: --help must not wait for it)
+_OTHERS: dict[str, tuple[type[AutoencoderDemo | ClipDemo], str]] = {
+    "autoencoder-kl": (AutoencoderDemo, "autoencoder"),
+    "clip": (ClipDemo, "clip"),
+}
 
+
+def _run_other(name: str, argv: list[str]) -> int:
+    kind, module = _OTHERS[name]
+    options = parse(kind, argv, f"vision-accel demo {name}")
+    demo = importlib.import_module(f"vision_accel.demo.{module}")  # imports torch: --help must not wait for it
     options.output.mkdir(parents=True, exist_ok=True)
-    clip.run(
+    demo.run(
         options.output,
         steps=options.steps,
         seed=options.seed,
@@ -74,30 +81,12 @@ def _clip(argv: list[str]) -> int:
         say=lambda text: print(text, flush=True),
     )
     return 0
-
-
-def _autoencoder(argv: list[str]) -> int:
-    options = parse(AutoencoderDemo, argv, "vision-accel demo autoencoder-kl")
-    from vision_accel.demo import autoencoder  # noqa: PLC0415  (imports torch: --help must not wait for it)
-
-    options.output.mkdir(parents=True, exist_ok=True)
-    autoencoder.run(
-        options.output,
-        steps=options.steps,
-        seed=options.seed,
-        resume=options.resume,
-        say=lambda text: print(text, flush=True),
-    )
-    return 0
-
-
-_OTHERS = {"clip": _clip, "autoencoder-kl": _autoencoder}
 
 
 def run(argv: list[str]) -> int:
     """Run the command."""
     if argv and argv[0] in _OTHERS:
-        return _OTHERS[argv[0]](argv[1:])
+        return _run_other(argv[0], argv[1:])
     options = parse(Demo, argv, "vision-accel demo")
     from vision_accel import demo  # noqa: PLC0415  (imports torch: --help must not wait for it)
 

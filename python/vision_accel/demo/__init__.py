@@ -3,7 +3,6 @@
 
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ import vision_accel as va
 from vision_accel import infer, train
 from vision_accel.demo import digits, speed
 from vision_accel.demo.errors import DemoError
+from vision_accel.demo.training import fit
 from vision_accel.train.config import (
     AugmentOptions,
     DataOptions,
@@ -59,18 +59,13 @@ def run(
     Raises:
         DemoError: accuracy below 0.98, or the saved model gives other logits when it is loaded again.
     """
-    start = time.monotonic()
     for old in ("digits", "run"):
         shutil.rmtree(out / old, ignore_errors=True)
     counts = digits.write_digits(out / "digits")
     say(f"digits: {counts[0]} training and {counts[1]} test images in {out / 'digits'}")
 
-    result = train.fit(options(out, epochs, seed))
-    if result.stopped_by:
-        raise DemoError(f"training was stopped by {result.stopped_by}")
+    result = fit(options(out, epochs, seed), out, say)
     model_dir = result.run_dir / "model"
-    shutil.copyfile(result.run_dir / "curves.png", out / "curves.png")
-    say(f"trained {result.step} steps in {time.monotonic() - start:.0f} s; curves: {out / 'curves.png'}")
 
     model = va.load(model_dir)
     score = train.evaluate(model, out / "digits/test")

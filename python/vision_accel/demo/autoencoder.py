@@ -2,7 +2,6 @@
 """An autoencoder trained on photographs, shown on parts of them that it never saw."""
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from PIL import Image
 import vision_accel as va
 from vision_accel import train
 from vision_accel.demo.errors import DemoError
-from vision_accel.train.config import AugmentOptions, DataOptions, ModelOptions, OptimOptions, TrainOptions
+from vision_accel.demo.training import fit, run_options
+from vision_accel.train.config import AugmentOptions, DataOptions, ModelOptions, OptimOptions
 
 PSNR = 24.0  # dB; the demo fails below this on the held-out crops
 SIZE = 64  # pixels of a crop
@@ -66,16 +66,7 @@ def options(out: Path, steps: int, seed: int) -> train.Config:
         ),
         optim=OptimOptions(lr=2e-3, weight_decay=0.0),
         augment=AugmentOptions(scale=(0.25, 0.6), ratio=(1.0, 1.0)),
-        train=TrainOptions(
-            out=str(out / "run"),
-            steps=steps,
-            seed=seed,
-            device="cpu",
-            export="last",
-            eval_every=max(1, steps // 4),
-            save_every=max(1, steps // 4),
-            resume=True,
-        ),
+        train=run_options(out, steps, seed),
     )
 
 
@@ -99,18 +90,13 @@ def run(
     Raises:
         DemoError: PSNR below 24 dB, or the run was stopped.
     """
-    start = time.monotonic()
     if not resume:
         for old in ("crops", "run"):
             shutil.rmtree(out / old, ignore_errors=True)
     counts = write_crops(out / "crops")
     say(f"crops of photographs: {counts[0]} for training, {counts[1]} held out, in {out / 'crops'}")
-    result = train.fit(options(out, steps, seed))
-    if result.stopped_by:
-        raise DemoError(f"training was stopped by {result.stopped_by}; --resume goes on with it")
+    result = fit(options(out, steps, seed), out, say)
     directory = result.run_dir / "model"
-    shutil.copyfile(result.run_dir / "curves.png", out / "curves.png")
-    say(f"trained {result.step} steps in {time.monotonic() - start:.0f} s; curves: {out / 'curves.png'}")
 
     vae = va.load(directory)
     found = list(va.reconstruct(vae, out / "crops/test", batch_size=16))

@@ -3,7 +3,6 @@
 
 import csv
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import vision_accel as va
 from vision_accel import infer, train
 from vision_accel.demo import scenes
 from vision_accel.demo.errors import DemoError
-from vision_accel.train.config import AugmentOptions, DataOptions, ModelOptions, OptimOptions, TrainOptions
+from vision_accel.demo.training import fit, run_options
+from vision_accel.train.config import AugmentOptions, DataOptions, ModelOptions, OptimOptions
 from vision_accel.train.contrastive_options import ContrastiveOptions
 
 ACCURACY = 0.90  # the demo fails below this share
@@ -44,17 +44,7 @@ def options(out: Path, steps: int, seed: int) -> train.Config:
         # A mirrored scene has another caption, and so has one of which much is cut off.
         augment=AugmentOptions(scale=(0.8, 1.0), ratio=(0.9, 1.1), flip=0.0),
         contrastive=ContrastiveOptions(vocab_size=600),
-        # "last": the pictures of unseen combinations must not choose the weights that they then judge.
-        train=TrainOptions(
-            out=str(out / "run"),
-            steps=steps,
-            seed=seed,
-            device="cpu",
-            export="last",
-            eval_every=max(1, steps // 4),
-            save_every=max(1, steps // 4),
-            resume=True,
-        ),
+        train=run_options(out, steps, seed),
     )
 
 
@@ -83,7 +73,6 @@ def run(
     Raises:
         DemoError: it is below 0.90, or the run was stopped.
     """
-    start = time.monotonic()
     if not resume:
         for old in ("scenes", "run"):
             shutil.rmtree(out / old, ignore_errors=True)
@@ -94,13 +83,9 @@ def run(
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads - 1))  # one core for the process that reads pictures
     try:
-        result = train.fit(options(out, steps, seed))
+        result = fit(options(out, steps, seed), out, say)
     finally:
         torch.set_num_threads(threads)
-    if result.stopped_by:
-        raise DemoError(f"training was stopped by {result.stopped_by}; --resume goes on with it")
-    shutil.copyfile(result.run_dir / "curves.png", out / "curves.png")
-    say(f"trained {result.step} steps in {time.monotonic() - start:.0f} s; curves: {out / 'curves.png'}")
 
     model = va.load(result.run_dir / "model")
     with (out / "scenes/test.csv").open(encoding="utf-8", newline="") as f:
