@@ -9,14 +9,24 @@ from torch import nn
 import vision_accel as va
 from bench import peers
 from bench.common import Workload
+from vision_accel.train.optim import AdamW
 
 # Stable Diffusion's autoencoder; the size is that of the image.
 CASES = {
     "SD decode, 256 px": {"part": "decode", "size": 256},
     "SD encode, 256 px": {"part": "encode", "size": 256},
-    "small, training step, 4 x 128 px": {"part": "train", "size": 128, "batch": 4},
+    "64-128-128, training step, 4 x 128 px": {"part": "train", "size": 128, "batch": 4},
+    "32-64, training step, 8 x 64 px": {"part": "train", "size": 64, "batch": 8, "widths": (32, 64)},
+    "24-48-64 (the demo), training step, 16 x 32 px": {
+        "part": "train",
+        "size": 32,
+        "batch": 16,
+        "widths": (24, 48, 64),
+        "latent_channels": 8,
+        "norm_num_groups": 8,
+        "mid_block_add_attention": False,
+    },
 }
-_SMALL = {"block_out_channels": (64, 128, 128), "layers_per_block": 1}
 
 
 class Part(nn.Module):
@@ -32,17 +42,19 @@ class Part(nn.Module):
         return self.model.decoder(self.model.post_quant_conv(x))
 
 
-def make(part: str, size: int, batch: int = 1) -> Workload:
+def make(
+    part: str, size: int, batch: int = 1, widths: tuple[int, ...] = (64, 128, 128), **options: Any
+) -> Workload:
     reference_libs = importlib.import_module("tests.reference_libs")
     diffusers = reference_libs.diffusers()
     torch.manual_seed(0)
-    changes: dict[str, Any] = _SMALL if part == "train" else {}
-    model = va.create_model("autoencoder_kl_sd", **changes)
+    if part == "train":
+        options |= {"block_out_channels": widths, "layers_per_block": 1}
+    model = va.create_model("autoencoder_kl_sd", **options)
     c = model.config
     n = len(c.block_out_channels)
     plain = diffusers.AutoencoderKL(
-        block_out_channels=c.block_out_channels,
-        layers_per_block=c.layers_per_block,
+        **{"block_out_channels": c.block_out_channels, "layers_per_block": c.layers_per_block, **options},
         down_block_types=("DownEncoderBlock2D",) * n,
         up_block_types=("UpDecoderBlock2D",) * n,
     )
@@ -85,26 +97,31 @@ def _flops(module: nn.Module, x: torch.Tensor) -> float:
 
 
 def _training_step(plain: nn.Module, model: nn.Module, x: torch.Tensor) -> Workload:
-    """L1 and KL, forward and backward; both are checked on the loss and some gradients."""
-    noise = torch.randn(len(x), 4, x.shape[2] // 4, x.shape[3] // 4)
+    """L1 and KL: forward, backward and AdamW; both are checked on the loss and some gradients."""
+    noise = torch.randn_like(model.encode(x).mean)
 
-    def step(module: Any, images: torch.Tensor) -> Any:
+    def step(module: Any, images: torch.Tensor, optimizer: torch.optim.Optimizer) -> Any:
         watched = [p for name, p in module.named_parameters() if "conv_in" in name or "conv_out" in name]
 
         def call() -> Any:
-            module.zero_grad()
+            optimizer.zero_grad()
             posterior = module.encode(images).latent_dist
             y = module.decode(posterior.mean + posterior.std * noise).sample
             loss = (y - images).abs().mean() + 1e-6 * posterior.kl().mean()
             loss.backward()
+            optimizer.step()
             return loss, [p.grad for p in watched]
 
         return call
 
     last = plain.train().to(memory_format=torch.channels_last)
     return Workload(
-        step(model.train(), x),
-        {"diffusers channels_last": step(last, x.to(memory_format=torch.channels_last))},
+        step(model.train(), x, AdamW(model.parameters())),
+        {
+            "diffusers channels_last": step(
+                last, x.to(memory_format=torch.channels_last), torch.optim.AdamW(last.parameters(), fused=True)
+            )
+        },
         images=len(x),
         tolerance=1e-3,
     )
