@@ -119,7 +119,9 @@ def _training_step(plain: nn.Module, model: nn.Module, x: torch.Tensor) -> Workl
         step(model.train(), x, AdamW(model.parameters())),
         {
             "diffusers channels_last": step(
-                last, x.to(memory_format=torch.channels_last), torch.optim.AdamW(last.parameters(), fused=True)
+                last,
+                x.to(memory_format=torch.channels_last),
+                torch.optim.AdamW(last.parameters(), fused=True),
             )
         },
         images=len(x),

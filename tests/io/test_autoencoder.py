@@ -124,7 +124,7 @@ def change(directory, **config):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"act_fn": "relu"}, "act_fn 'relu' is not supported, only silu"),
+        ({"act_fn": "relu"}, "act_fn must be silu, swish, gelu, got 'relu'"),
         ({"down_block_types": ["AttnDownEncoderBlock2D"]}, "AttnDownEncoderBlock2D"),
         ({"latent_channels": 5}, "of another shape"),
         ({"mid_block_add_attention": False}, "unexpected"),

@@ -22,6 +22,7 @@ CONFIGS = {
         "out_channels": 2,
         "block_out_channels": (36,),
         "norm_num_groups": 9,
+        "act_fn": "gelu",
     },
 }
 

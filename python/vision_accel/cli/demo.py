@@ -71,7 +71,8 @@ _OTHERS: dict[str, tuple[type[AutoencoderDemo | ClipDemo], str]] = {
 def _run_other(name: str, argv: list[str]) -> int:
     kind, module = _OTHERS[name]
     options = parse(kind, argv, f"vision-accel demo {name}")
-    demo = importlib.import_module(f"vision_accel.demo.{module}")  # imports torch: --help must not wait for it
+    # Imports torch, for which --help must not wait.
+    demo = importlib.import_module(f"vision_accel.demo.{module}")
     options.output.mkdir(parents=True, exist_ok=True)
     demo.run(
         options.output,

@@ -12,7 +12,7 @@ from vision_accel.train.config import TrainOptions
 
 
 def run_options(out: Path, steps: int, seed: int) -> TrainOptions:
-    """A run of so many steps on the CPU in ``out/run``, evaluated and saved four times, that can be resumed."""
+    """A run on the CPU in ``out/run``, evaluated and saved four times, that can be resumed."""
     return TrainOptions(
         out=str(out / "run"),
         steps=steps,

@@ -17,6 +17,7 @@ _FIELDS = (
     "layers_per_block",
     "latent_channels",
     "norm_num_groups",
+    "act_fn",
     "mid_block_add_attention",
     "use_quant_conv",
     "use_post_quant_conv",
@@ -28,7 +29,6 @@ _FIELDS = (
     "force_upcast",
 )
 _ONLY = {
-    "act_fn": "silu",
     "down_block_types": "DownEncoderBlock2D",
     "up_block_types": "UpDecoderBlock2D",
 }
@@ -64,7 +64,6 @@ def write_diffusers(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "_class_name": "AutoencoderKL",
         "_diffusers_version": "0.31.0",
-        "act_fn": _ONLY["act_fn"],
         "down_block_types": [_ONLY["down_block_types"]] * levels,
         "up_block_types": [_ONLY["up_block_types"]] * levels,
         **values,
@@ -128,10 +127,9 @@ def write_ldm(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, T
     Raises:
         ValueError: another number of groups than LDM's.
     """
-    if config["norm_num_groups"] != 32:
-        raise ValueError(
-            f"the layout ldm cannot express norm_num_groups={config['norm_num_groups']}, only 32"
-        )
+    for key, only in (("norm_num_groups", [32]), ("act_fn", ["silu", "swish"])):
+        if config[key] not in only:
+            raise ValueError(f"the layout ldm cannot express {key}={config[key]}, only {only[0]}")
     levels = len(config["block_out_channels"])
     written = {}
     for name, tensor in tensors.items():

@@ -23,6 +23,8 @@ from vision_accel.models.tiling import blended, parse_memory, plan_for
 from vision_accel.nn import Conv2d, DownBlock, GroupNorm, MidBlock, UpBlock
 from vision_accel.nn.resnet import wide_dtype
 
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu"}  # by diffusers' names
+
 
 @dataclass(frozen=True)
 class AutoencoderKLConfig:
@@ -35,6 +37,7 @@ class AutoencoderKLConfig:
         layers_per_block: residual blocks at each resolution of the encoder; the decoder has one more.
         latent_channels: of a latent.
         norm_num_groups: groups of every norm; divides all widths.
+        act_fn: of the residual blocks: silu, also called swish, or gelu.
         mid_block_add_attention: attention in the middle of encoder and decoder.
         use_quant_conv: a 1 x 1 convolution behind the encoder.
         use_post_quant_conv: a 1 x 1 convolution in front of the decoder.
@@ -52,6 +55,7 @@ class AutoencoderKLConfig:
     layers_per_block: int = 1
     latent_channels: int = 4
     norm_num_groups: int = 32
+    act_fn: str = "silu"
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
@@ -66,6 +70,8 @@ class AutoencoderKLConfig:
         check_fields("AutoencoderKL", self)
         positive = ("in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups")
         wrong = [f"{n} must be positive, got {getattr(self, n)}" for n in positive if getattr(self, n) < 1]
+        if self.act_fn not in ACTIVATIONS:
+            wrong.append(f"act_fn must be {', '.join(ACTIVATIONS)}, got {self.act_fn!r}")
         if not self.block_out_channels:
             wrong.append("block_out_channels must not be empty")
         for width in self.block_out_channels:
@@ -119,12 +125,13 @@ class Encoder(nn.Module):
     def __init__(self, c: AutoencoderKLConfig) -> None:
         super().__init__()
         widths, last = c.block_out_channels, len(c.block_out_channels) - 1
+        act = ACTIVATIONS[c.act_fn]
         self.conv_in = Conv2d(c.in_channels, widths[0], 3, pad=1)
         self.down_blocks = nn.ModuleList(
-            DownBlock(widths[max(i - 1, 0)], width, c.layers_per_block, c.norm_num_groups, i == last)
+            DownBlock(widths[max(i - 1, 0)], width, c.layers_per_block, c.norm_num_groups, i == last, act)
             for i, width in enumerate(widths)
         )
-        self.mid_block = MidBlock(widths[-1], c.norm_num_groups, c.mid_block_add_attention)
+        self.mid_block = MidBlock(widths[-1], c.norm_num_groups, c.mid_block_add_attention, act)
         self.conv_norm_out = GroupNorm(c.norm_num_groups, widths[-1], activation="silu")
         self.conv_out = Conv2d(widths[-1], 2 * c.latent_channels, 3, pad=1)
         self.grad_checkpointing = False
@@ -143,11 +150,11 @@ class Decoder(nn.Module):
     def __init__(self, c: AutoencoderKLConfig) -> None:
         super().__init__()
         widths = c.block_out_channels[::-1]
-        last = len(widths) - 1
+        last, act = len(widths) - 1, ACTIVATIONS[c.act_fn]
         self.conv_in = Conv2d(c.latent_channels, widths[0], 3, pad=1)
-        self.mid_block = MidBlock(widths[0], c.norm_num_groups, c.mid_block_add_attention)
+        self.mid_block = MidBlock(widths[0], c.norm_num_groups, c.mid_block_add_attention, act)
         self.up_blocks = nn.ModuleList(
-            UpBlock(widths[max(i - 1, 0)], width, c.layers_per_block + 1, c.norm_num_groups, i == last)
+            UpBlock(widths[max(i - 1, 0)], width, c.layers_per_block + 1, c.norm_num_groups, i == last, act)
             for i, width in enumerate(widths)
         )
         self.conv_norm_out = GroupNorm(c.norm_num_groups, widths[-1], activation="silu")

@@ -17,16 +17,16 @@ from vision_accel.nn.norm import GroupNorm
 
 
 class ResnetBlock(nn.Module):
-    """``shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))))))``.
+    """``shortcut(x) + conv2(act(norm2(conv1(act(norm1(x))))))``.
 
     Source: He et al. 2016, arXiv:1603.05027, as in Rombach et al. 2021, arXiv:2112.10752.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int, activation: str = "silu") -> None:
         super().__init__()
-        self.norm1 = GroupNorm(groups, in_channels, activation="silu")
+        self.norm1 = GroupNorm(groups, in_channels, activation=activation)
         self.conv1 = Conv2d(in_channels, out_channels, 3, pad=1)
-        self.norm2 = GroupNorm(groups, out_channels, activation="silu")
+        self.norm2 = GroupNorm(groups, out_channels, activation=activation)
         self.conv2 = Conv2d(out_channels, out_channels, 3, pad=1)
         self.conv_shortcut = Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
@@ -57,10 +57,10 @@ class SpatialAttention(nn.Module):
 class MidBlock(nn.Module):
     """Residual block, attention, residual block."""
 
-    def __init__(self, channels: int, groups: int, attention: bool) -> None:
+    def __init__(self, channels: int, groups: int, attention: bool, activation: str = "silu") -> None:
         super().__init__()
         self.attentions = nn.ModuleList([SpatialAttention(channels, groups)] if attention else [])
-        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups) for _ in range(2))
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups, activation) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, h, w, C] -> the same."""
@@ -97,10 +97,18 @@ class Upsample(nn.Module):
 class DownBlock(nn.Module):
     """Residual blocks, then half the size."""
 
-    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, last: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        layers: int,
+        groups: int,
+        last: bool,
+        activation: str = "silu",
+    ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * layers
-        self.resnets = nn.ModuleList(ResnetBlock(a, b, groups) for a, b in pairwise(widths))
+        self.resnets = nn.ModuleList(ResnetBlock(a, b, groups, activation) for a, b in pairwise(widths))
         self.downsamplers = nn.ModuleList([] if last else [Downsample(out_channels)])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,10 +121,18 @@ class DownBlock(nn.Module):
 class UpBlock(nn.Module):
     """Residual blocks, then twice the size."""
 
-    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, last: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        layers: int,
+        groups: int,
+        last: bool,
+        activation: str = "silu",
+    ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * layers
-        self.resnets = nn.ModuleList(ResnetBlock(a, b, groups) for a, b in pairwise(widths))
+        self.resnets = nn.ModuleList(ResnetBlock(a, b, groups, activation) for a, b in pairwise(widths))
         self.upsamplers = nn.ModuleList([] if last else [Upsample(out_channels)])
 
     def forward(self, x: Tensor) -> Tensor:
