@@ -35,6 +35,12 @@ def test_large_mean_does_not_cancel(isa):
     assert_accurate(ops.group_norm, reference.group_norm, (x + 1e4, *rest), grads=False)
 
 
+@pytest.mark.parametrize("value", [0.1, 1234.567])
+def test_equal_values_have_no_variance(isa, value):
+    x = torch.full((2, 70, 33, 12), value)
+    assert not ops.group_norm(x, 4, torch.ones(12), torch.zeros(12), 1e-12).any()
+
+
 def test_non_contiguous(isa):
     base = torch.randn(4, 10, 6, 12)
     for x in (base[:, ::2], base.transpose(1, 2), base[..., ::2], base.permute(0, 2, 3, 1)):

@@ -40,13 +40,19 @@ void part_statistics(const T* x, int64_t rows, int64_t channels, int64_t groups,
   C* const sums = static_cast<C*>(thread_scratch(2 * static_cast<size_t>(channels) * sizeof(C)));
   C* const centres = sums + channels;
   const int64_t size = channels / groups;
+  // From the distances to the first value: exact for equal values, whose variance is then 0.
+  for (int64_t g = 0; g < groups; ++g) {
+    mean[g] = rows > 0 ? load_scalar(x + g * size) : C(0);
+    for (int64_t c = 0; c < size; ++c) centres[g * size + c] = mean[g];
+  }
   std::memset(sums, 0, static_cast<size_t>(channels) * sizeof(C));
   for (int64_t r = 0; r < rows; ++r)
     for_lanes<C>(channels, [&](int64_t c, auto n) {
-      store_n(sums + c, load_n(sums + c, n) + load_n(x + r * channels + c, n), n);
+      const Vec<C> d = load_n(x + r * channels + c, n) - load_n(centres + c, n);
+      store_n(sums + c, load_n(sums + c, n) + d, n);
     });
   for (int64_t g = 0; g < groups; ++g) {
-    mean[g] = rows > 0 ? sum_of(sums + g * size, size) / static_cast<C>(rows * size) : C(0);
+    if (rows > 0) mean[g] += sum_of(sums + g * size, size) / static_cast<C>(rows * size);
     for (int64_t c = 0; c < size; ++c) centres[g * size + c] = mean[g];
   }
   std::memset(sums, 0, static_cast<size_t>(channels) * sizeof(C));
