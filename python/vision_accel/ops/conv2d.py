@@ -242,12 +242,11 @@ def _grad_run(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = dx, dweight, dbias = grad_outputs(dy, x_shape, weight_shape, dtype, needs)
-    dy = dense(dy)
+    wide, dy = dense(dy), dense(dy).to(dtype)
     i, j = weight_shape[2:]
     winograd = needs[1] and _winograd.suits(dy, weight_shape, stride)
     if needs[2] and not winograd:
-        sum_pixels(dy, dbias)
-    dy = dy.to(dtype)
+        sum_pixels(wide, dbias)
     if needs[0] and weight is not None:
         _backward_input(dy, weight.to(dtype), dx, stride, (pads[0], pads[2]))
     if x is not None and winograd:
