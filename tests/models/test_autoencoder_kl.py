@@ -5,6 +5,7 @@ import torch
 import vision_accel as va
 from tests import reference_libs
 from tests.models import vae_cases
+from vision_accel.models import striped
 from vision_accel.models.posterior import Posterior
 
 SMALL = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 16}
@@ -187,26 +188,74 @@ def test_any_size_is_padded_and_cropped_back():
         assert torch.equal(model(x), model(padded)[:, :, :13])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_low_precision_does_not_overflow(dtype):
-    """Weights like SDXL's: the stream is larger than float16 can hold, norms bring it down again."""
-    model = small()
+@pytest.fixture
+def overflowing():
+    """Weights that float16 holds, of a stream that it does not: the reference model and its weights."""
+    reference = vae_cases.reference(**SMALL, mid_block_add_attention=True)
     with torch.no_grad():
-        model.decoder.conv_in.weight.mul_(3e5)
-        for block in model.decoder.mid_block.resnets:
-            block.conv2.weight.mul_(1e5)
-    low = small().to(dtype)
-    low.load_state_dict(model.state_dict())
-    wide = small()
-    wide.load_state_dict(low.state_dict())
-    z = torch.randn(1, 4, 6, 6).to(dtype)
-    if dtype == torch.float16:
-        assert wide.decoder.conv_in(z.float().permute(0, 2, 3, 1)).abs().max() > 65504
+        for half in (reference.encoder, reference.decoder):
+            half.conv_in.weight.mul_(3e5)
+            half.conv_in.weight.clamp_(-6e4, 6e4)
+            for block in half.mid_block.resnets:
+                block.conv2.weight.mul_(1e5)
+        for conv in (
+            reference.encoder.down_blocks[0].downsamplers[0].conv,
+            reference.decoder.up_blocks[0].upsamplers[0].conv,
+        ):
+            conv.weight.mul_(4)
+        for part in (reference.encoder.down_blocks[1], reference.decoder.up_blocks[1]):
+            part.resnets[0].conv_shortcut.weight.mul_(4)
+    return reference
+
+
+def of_the_stream(model, name):
+    """The convolutions that read the stream of a half of the model."""
+    half = getattr(model, name)
+    ends = ("downsamplers.0.conv", "upsamplers.0.conv", "conv_shortcut")
+    return [m for n, m in half.named_modules() if n.endswith(ends)]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [(torch.float16, False), (torch.bfloat16, False), (torch.float16, True), (torch.bfloat16, True)],
+    ids=["float16", "bfloat16", "autocast to float16", "autocast to bfloat16"],
+)
+def test_no_overflow_where_diffusers_overflows(overflowing, name, dtype, autocast):
+    """As with SDXL's weights: the stream is larger than float16 holds, norms bring it down again."""
+    models = {"theirs": overflowing, "wide": small(), "ours": small()}
+    state = {n: p.to(dtype).float() for n, p in overflowing.state_dict().items()}
+    for model in models.values():
+        model.load_state_dict(state)
+    seen = []  # what the stream reaches in front of and behind each convolution of it
+    for conv in of_the_stream(models["wide"], name):
+        conv.register_forward_hook(lambda _m, x, y: seen.extend(float(t.abs().max()) for t in (x[0], y)))
+    if not autocast:
+        models["theirs"].to(dtype)
+        models["ours"].to(dtype)
+    x = torch.randn(1, *((3, 24, 32) if name == "encoder" else (4, 12, 16))).to(dtype).float()
+    results = {}
     with torch.no_grad():
-        y, want = low.decode(z), wide.decode(z.float())
-    assert y.dtype == dtype
-    assert y.isfinite().all()
-    assert_close(y.float(), want, 0.01 if dtype == torch.float16 else 0.06)
+        for which, model in models.items():
+            given = x.to(model.dtype)
+            with torch.autocast("cpu", dtype, enabled=autocast and which != "wide"):
+                if name == "encoder":
+                    posterior = model.encode(given).latent_dist
+                    results[which] = torch.cat([posterior.mean, posterior.logvar], 1)
+                else:
+                    results[which] = model.decode(given).sample
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            inner, rows = getattr(models["ours"], name), x.to(models["ours"].dtype).permute(0, 2, 3, 1)
+            whole = inner(rows.contiguous())
+            stripes = getattr(striped, name[:-1])(inner, rows.contiguous(), striped.Plan(64))
+    assert len(seen) == 4
+    assert min(seen) > 65504
+    assert results["theirs"].isfinite().all() == (dtype == torch.bfloat16)
+    tolerance = 0.01 if dtype == torch.float16 else 0.06
+    assert results["ours"].isfinite().all()
+    assert_close(results["ours"].float(), results["wide"], tolerance)
+    assert_close(stripes.float(), whole.float(), tolerance)
 
 
 def test_checkpointed_gradients_are_the_same():

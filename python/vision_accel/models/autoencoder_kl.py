@@ -21,7 +21,7 @@ from vision_accel.models.posterior import Decoded, Posterior
 from vision_accel.models.pretrained import Pretrained, fill
 from vision_accel.models.tiling import blended, parse_memory, plan_for
 from vision_accel.nn import Conv2d, DownBlock, GroupNorm, MidBlock, UpBlock
-from vision_accel.nn.resnet import wide_dtype
+from vision_accel.nn.resnet import of_stream, wide_dtype
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu"}  # by diffusers' names
 
@@ -120,7 +120,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class Encoder(nn.Module):
-    """[B, h, w, in_channels] -> moments [B, h / factor, w / factor, 2 * latent_channels]."""
+    """[B, h, w, in_channels] -> moments [B, h / factor, w / factor, 2 * latent_channels], not narrowed."""
 
     def __init__(self, c: AutoencoderKLConfig) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x, out_dtype=wide_dtype(x.dtype))
         for block in (*self.down_blocks, self.mid_block):
             x = _run(block, x, self.grad_checkpointing)
-        return self.conv_out(self.conv_norm_out(x))
+        return self.conv_out(self.conv_norm_out(x), out_dtype=x.dtype)
 
 
 class Decoder(nn.Module):
@@ -177,6 +177,9 @@ def _run(block: nn.Module, x: Tensor, checkpointed: bool) -> Tensor:
 
 class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image-to-image"):
     """Images [B, 3, h, w] in [-1, 1] <-> latents [B, latent_channels, h / factor, w / factor].
+
+    With 16-bit weights, and under ``torch.autocast``, only images, latents and what comes behind a
+    normalisation are stored in float16; everything else, which it may not hold, is float32.
 
     Attributes:
         config: what it is built from.
@@ -286,7 +289,8 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
         return self._quantised(self.encoder(x.permute(0, 2, 3, 1).contiguous())).permute(0, 3, 1, 2)
 
     def _quantised(self, moments: Tensor) -> Tensor:
-        return moments if self.quant_conv is None else self.quant_conv(moments)
+        moments = moments if self.quant_conv is None else of_stream(self.quant_conv, moments)
+        return moments.to(self.dtype)
 
     def _plan(self, height: int, width: int, max_memory: int | str | None) -> striped.Plan | None:
         """How to process an image of that size within the memory that is allowed; None: whole."""
@@ -346,7 +350,7 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
     def _enter(self, z: Tensor) -> Tensor:
         """Latents channels-last, through the post-quantisation convolution."""
         z = z.permute(0, 2, 3, 1).contiguous()
-        return z if self.post_quant_conv is None else self.post_quant_conv(z)
+        return z if self.post_quant_conv is None else self.post_quant_conv(z, out_dtype=wide_dtype(z.dtype))
 
     def forward(
         self,

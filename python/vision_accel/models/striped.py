@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from vision_accel import ops
-from vision_accel.nn.resnet import wide_dtype
+from vision_accel.nn.resnet import of_stream, wide_dtype
+from vision_accel.ops._layout import statistics_dtype
 
 Statistics = tuple[Tensor, Tensor]
 _HALO = 2  # rows that a residual block sees above and below
@@ -86,7 +87,7 @@ class Upsampled:
     def rows(self, first: int, last: int) -> Tensor:
         """Rows [first, last)."""
         low, high = max(0, (first - 1) // 2), min(self.height // 2, last // 2 + 1)
-        y = self.conv(self.x[:, low:high])
+        y = of_stream(self.conv, self.x[:, low:high])
         return y[:, first - 2 * low : last - 2 * low]
 
 
@@ -129,7 +130,8 @@ class _Merger:
 
     def result(self, like: Tensor) -> Statistics:
         mean, variance = self.mean, self.squares / self.count
-        return mean.to(like.device, like.dtype), variance.to(like.device, like.dtype)
+        dtype = statistics_dtype(like)
+        return mean.to(like.device, dtype), variance.to(like.device, dtype)
 
 
 def _statistics(source: Source, groups: int, plan: Plan) -> Statistics:
@@ -184,7 +186,7 @@ def _resnet(
         low, high = max(0, first - 1), min(height, last + 1)
         h = kept[:, low:high] if high <= kept.shape[1] else hidden(x, top, bottom, low, high)
         middle = x[:, first - top : last - top]
-        residual = middle if block.conv_shortcut is None else block.conv_shortcut(middle)
+        residual = middle if block.conv_shortcut is None else of_stream(block.conv_shortcut, middle)
         h = block.norm2(h.contiguous(), second_norm)
         rows = _conv3(block.conv2, h, first, last, height, residual.contiguous())
         y[:, first:last] = rows
@@ -233,7 +235,7 @@ def encode(encoder: Any, x: Tensor, plan: Plan) -> Tensor:
             source, norm = Stored(_downsample(downsampler.conv, source, plan)), None
     assert isinstance(source, Stored)
     y = encoder.mid_block(source.x)
-    return encoder.conv_out(encoder.conv_norm_out(y))
+    return encoder.conv_out(encoder.conv_norm_out(y), out_dtype=y.dtype)
 
 
 def _bytes(x: Tensor) -> int:
@@ -249,7 +251,7 @@ def _whole(block: Any, source: Stored) -> int:
 def _upsample(conv: Any, stream: Stored, plan: Plan) -> Source:
     """Made now if the block behind it still has room for its result, of up to as many channels."""
     size = 4 * stream.height * stream.width * conv.out_channels * stream.x.element_size()
-    return Stored(conv(stream.x)) if 2 * size <= plan.budget else Upsampled(stream.x, conv)
+    return Stored(of_stream(conv, stream.x)) if 2 * size <= plan.budget else Upsampled(stream.x, conv)
 
 
 def _downsample(conv: Any, stream: Stored, plan: Plan) -> Tensor:
@@ -258,6 +260,5 @@ def _downsample(conv: Any, stream: Stored, plan: Plan) -> Tensor:
     for first, last in plan.stripes(half, stream.width):
         x = stream.x[:, 2 * first : 2 * last + 1]
         padding = (0, int(last == half), 0, 1)
-        rows = ops.conv2d(x, conv.weight, conv.bias, stride=2, padding=padding, out_dtype=x.dtype)
-        y[:, first:last] = rows
+        y[:, first:last] = of_stream(ops.conv2d, x, conv.weight, conv.bias, stride=2, padding=padding)
     return y

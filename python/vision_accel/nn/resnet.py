@@ -5,7 +5,9 @@ The stream that residual blocks add to may be float32 beside 16-bit weights: wha
 sums. Norms bring it down to the weights' dtype, which is safe behind a normalisation.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from vision_accel import ops
 from vision_accel.nn.conv import Conv2d, UpsampleConv2d
 from vision_accel.nn.linear import Linear
 from vision_accel.nn.norm import GroupNorm
+from vision_accel.ops._layout import autocasts
 
 
 class ResnetBlock(nn.Module):
@@ -34,7 +37,7 @@ class ResnetBlock(nn.Module):
         """[B, h, w, C] -> [B, h, w, N] in the dtype of x."""
         h = self.conv1(self.norm1(x), out_dtype=x.dtype)
         h = self.norm2(h)
-        return self.conv2(h, residual=x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return self.conv2(h, residual=x if self.conv_shortcut is None else of_stream(self.conv_shortcut, x))
 
 
 class SpatialAttention(nn.Module):
@@ -79,7 +82,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, h, w, C] -> [B, h / 2, w / 2, C]."""
-        return self.conv(x)
+        return of_stream(self.conv, x)
 
 
 class Upsample(nn.Module):
@@ -91,7 +94,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, h, w, C] -> [B, 2 h, 2 w, C]."""
-        return self.conv(x)
+        return of_stream(self.conv, x)
 
 
 class DownBlock(nn.Module):
@@ -145,3 +148,11 @@ class UpBlock(nn.Module):
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the residual stream beside weights of ``dtype``."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def of_stream(conv: Callable[..., Tensor], x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    """A convolution of the stream itself, in its dtype where ``torch.autocast`` would make it float16."""
+    if autocasts(x) and torch.get_autocast_dtype(x.device.type) == torch.float16:
+        with torch.autocast(x.device.type, enabled=False):
+            return conv(x, *arguments, **options)
+    return conv(x, *arguments, **options)
