@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 import vision_accel as va
 from tests import reference_libs
 from tests.models import vae_cases
+from vision_accel.io import autoencoder
 
 SMALL = {"block_out_channels": (32, 64, 64), "layers_per_block": 1}
 
@@ -95,6 +96,49 @@ def test_in_a_pipeline_directory(tmp_path):
     assert_same(va.load(tmp_path), model.state_dict())
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_shard_size": "100KB"},
+        {"max_shard_size": "100KB", "safe_serialization": False},
+        {"variant": "fp16"},
+    ],
+    ids=str,
+)
+def test_files_of_diffusers(options, tmp_path):
+    reference = vae_cases.reference(block_out_channels=(32, 64))
+    reference.save_pretrained(tmp_path / "vae", **options)
+    model = va.load(tmp_path)  # a directory that has nothing but the autoencoder's
+    assert_same(model, reference.state_dict())
+
+
+def test_the_file_of_a_directory(tmp_path):
+    model = ours()
+    va.save(model, tmp_path)
+    assert_same(va.load(tmp_path / "diffusion_pytorch_model.safetensors"), model.state_dict())
+
+
+def test_size_of_two_numbers(tmp_path):
+    va.save(ours(sample_size=(8, 16)), tmp_path)
+    model = va.load(tmp_path)
+    assert model.config.sample_size == (8, 16)
+    assert next(va.infer.sample(model, 1)).size == (16, 8)
+
+
+def test_groups_of_an_ldm_file(tmp_path):
+    """The file does not say how many there are."""
+    model = ours(block_out_channels=(24, 48), norm_num_groups=8)
+    tensors = autoencoder.write_ldm(
+        {**model.to_checkpoint("ldm").config, "norm_num_groups": 32}, model.state_dict()
+    )
+    file = tmp_path / "narrow.safetensors"
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="norm_num_groups=32 must divide the width 24"):
+        va.load(file)
+    assert_same(va.load(file, norm_num_groups=8), model.state_dict())
+
+
 def test_old_names_of_the_attention(tmp_path):
     model = ours()
     va.save(model, tmp_path)
@@ -126,7 +170,10 @@ def change(directory, **config):
     [
         ({"act_fn": "relu"}, "act_fn must be silu, swish, gelu, got 'relu'"),
         ({"down_block_types": ["AttnDownEncoderBlock2D"]}, "AttnDownEncoderBlock2D"),
+        ({"down_block_types": 5}, "down_block_types 5 is not supported"),
         ({"latent_channels": 5}, "of another shape"),
+        ({"norm_num_groups": 0}, "norm_num_groups must be positive, got 0"),
+        ({"scaling_factor": 0}, "scaling_factor must be finite and not 0"),
         ({"mid_block_add_attention": False}, "unexpected"),
         ({"layers_per_block": "two"}, "config.json|layers_per_block|two|not supported"),
     ],
@@ -157,6 +204,10 @@ def test_bad_files(tmp_path):
     del tensors["encoder.conv_out.weight"]
     save_file(tensors, file)
     with pytest.raises(ValueError, match=r"has no encoder\.conv_out\.weight"):
+        va.load(file)
+    tensors["encoder.conv_out.weight"] = torch.zeros(())
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="too few dimensions"):
         va.load(file)
     tensors["encoder.down.0.attn.0.q.weight"] = torch.zeros(1)
     save_file(tensors, file)

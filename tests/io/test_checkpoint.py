@@ -146,7 +146,7 @@ def test_bad_config_file(saved, text, message):
 def test_integer_weights(saved):
     tensors = read_tensors(saved)
     save_file({n: t.to(torch.int8) for n, t in tensors.items()}, saved / "model.safetensors")
-    with pytest.raises(ValueError, match=r"must be floating point, but .* is torch\.int8"):
+    with pytest.raises(ValueError, match=r"must be floating point of 16 bits or more, but .* is torch\.int8"):
         va.load(saved)
 
 

@@ -180,6 +180,21 @@ def test_an_image_is_independent_of_the_batch_and_of_threads():
         torch.set_num_threads(threads)
 
 
+def test_slicing_changes_nothing_but_memory():
+    model = small()
+    x = torch.rand(3, 3, 8, 12)
+    seen = []
+    model.decoder.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    with torch.no_grad():
+        whole = model(x)
+        model.enable_slicing()
+        assert torch.equal(model(x), whole)
+        assert model(x[:0]).shape == (0, 3, 8, 12)
+        model.disable_slicing()
+        model(x)
+    assert seen == [3, 1, 1, 1, 0, 3]
+
+
 def test_any_size_is_padded_and_cropped_back():
     model = small()
     x = torch.rand(1, 3, 13, 10)

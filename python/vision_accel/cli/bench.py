@@ -122,7 +122,7 @@ def _passes(
 
     if isinstance(model, va.AutoencoderKL):
         c = model.config
-        side = img_size or c.sample_size
+        side = img_size or c.image_size[0]
         yield "encode", side, forward(model.encode, c.in_channels, side, side)
         yield "decode", side, forward(model.decode, c.latent_channels, side // c.factor, side // c.factor)
         return

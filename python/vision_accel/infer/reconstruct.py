@@ -138,7 +138,7 @@ def sample(
         seed: of the draws; the i-th picture does not depend on ``count``.
     """
     factor = vae.config.factor
-    height, width = size or (vae.config.sample_size,) * 2
+    height, width = size or vae.config.image_size
     if count < 1 or min(height, width) < 1 or height % factor or width % factor:
         raise ValueError(
             f"sample: needs 1 picture or more of sides that {factor} divides, got {count} of {height}x{width}"

@@ -35,7 +35,11 @@ _ONLY = {
 # Attention in files of diffusers before 0.18.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 LDM_PREFIXES = ("first_stage_model.", "vae.", "")
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+)
 LDM_FILE = "autoencoder_kl.safetensors"  # what we call a file in LDM's layout
 
 
@@ -45,7 +49,7 @@ def read_diffusers(
     """Config fields and weights; a ValueError names what cannot be honoured."""
     for key, only in _ONLY.items():
         value = config.get(key, only)
-        wrong = [v for v in ([value] if isinstance(value, str) else value) if v != only]
+        wrong = [v for v in (value if isinstance(value, list | tuple) else [value]) if v != only]
         if wrong:
             raise ValueError(f"{key} {wrong[0]!r} is not supported, only {only}")
     renamed = {}
@@ -112,6 +116,8 @@ def read_ldm(tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tens
         }
     except KeyError as e:
         raise ValueError(f"the file has no {e.args[0]}") from e
+    except IndexError as e:
+        raise ValueError("a convolution in the file has too few dimensions") from e
     if channels == 16:  # SD 3 where its transformer lies beside it, else Flux
         third = any("joint_blocks" in k for k in tensors)
         scaling, shift = (1.5305, 0.0609) if third else (0.3611, 0.1159)

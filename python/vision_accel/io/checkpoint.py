@@ -58,17 +58,20 @@ class Checkpoint:
 def read_checkpoint(directory: Path) -> Checkpoint:
     """Read a directory, or a single file of LDM, finding out its layout.
 
-    A directory of a diffusers pipeline stands for the autoencoder in its ``vae``.
+    A directory of a diffusers pipeline stands for the autoencoder in its ``vae``, and a file of weights in a
+    directory of diffusers for that directory.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: an unknown layout, a damaged file, missing or unexpected weights, or an option that
             cannot be honoured; the message names it.
     """
+    if directory.name in autoencoder.WEIGHTS and (directory.parent / "config.json").is_file():
+        directory = directory.parent
     file = _single_file(directory)
     if file is not None:
         return _located(file, lambda: _read_ldm(file))
-    if (directory / "model_index.json").is_file() and (directory / "vae").is_dir():
+    if not (directory / "config.json").is_file() and (directory / "vae").is_dir():
         directory = directory / "vae"
     has_open_clip = (directory / open_clip.CONFIG).is_file()
     if has_open_clip and not _is_hf_clip(directory):
@@ -119,7 +122,7 @@ def _read_timm(directory: Path, config: dict[str, Any]) -> Checkpoint:
 
 
 def _read_diffusers(directory: Path, config: dict[str, Any]) -> Checkpoint:
-    fields, tensors = autoencoder.read_diffusers(config, read_tensors(directory, autoencoder.WEIGHTS))
+    fields, tensors = autoencoder.read_diffusers(config, read_tensors(directory, whole=autoencoder.WEIGHTS))
     return Checkpoint("autoencoderkl", "diffusers", fields, tensors)
 
 

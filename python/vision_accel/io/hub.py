@@ -10,7 +10,11 @@ _CONFIGS += ["tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "toke
 _CONFIGS += ["special_tokens_map.json", "model_index.json", "vae/config.json"]
 _SAFE = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 _SAFE += ["open_clip_model.safetensors"]
-_SAFE += ["diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"]
+_SAFE += [
+    f"{folder}diffusion_pytorch_model{end}"
+    for folder in ("", "vae/")
+    for end in (".safetensors", "-*.safetensors", ".safetensors.index.json")
+]
 _PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
 _PICKLES += ["open_clip_pytorch_model.bin"]
 _PICKLES += ["diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.bin"]

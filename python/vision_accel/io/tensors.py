@@ -19,12 +19,15 @@ _PICKLE = "pytorch_model.bin"
 HF_WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", _PICKLE, f"{_PICKLE}.index.json")
 
 
-def read_tensors(directory: Path, names: Sequence[str] = ()) -> dict[str, Tensor]:
+def read_tensors(
+    directory: Path, names: Sequence[str] = (), whole: Sequence[str] = (SAFETENSORS, _PICKLE)
+) -> dict[str, Tensor]:
     """All weights of a checkpoint on the CPU, by the names in the file.
 
     Args:
         directory: where they are.
         names: files to look for first.
+        whole: files to look for then; each may be in shards, which the index beside it names.
 
     Raises:
         FileNotFoundError: no weights, or a shard is missing.
@@ -33,9 +36,9 @@ def read_tensors(directory: Path, names: Sequence[str] = ()) -> dict[str, Tensor
     for name in names:
         if (directory / name).is_file():
             return read_file(directory / name)
-    for name, read in ((SAFETENSORS, _read_safetensors), (_PICKLE, _read_pickle)):
+    for name in whole:
         if (directory / name).is_file():
-            return read(directory / name)
+            return read_file(directory / name)
         if (directory / f"{name}.index.json").is_file():
             index = directory / f"{name}.index.json"
             shards = read_json(index).get("weight_map")
@@ -47,9 +50,9 @@ def read_tensors(directory: Path, names: Sequence[str] = ()) -> dict[str, Tensor
                     raise ValueError(f"{index}: {shard!r} is not a file name")
                 if not (directory / shard).is_file():
                     raise FileNotFoundError(f"{index} names {shard}, which is missing")
-                tensors |= read(directory / shard)
+                tensors |= read_file(directory / shard)
             return tensors
-    raise FileNotFoundError(f"no {' or '.join([*names, SAFETENSORS, _PICKLE])} in {directory}")
+    raise FileNotFoundError(f"no {' or '.join([*names, *whole])} in {directory}")
 
 
 def read_file(file: Path) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ import fnmatch
 from pathlib import Path
 from typing import Any
 
-from vision_accel.models.autoencoder_kl import VARIANTS, AutoencoderKL, AutoencoderKLConfig
+from vision_accel.models.autoencoder_config import VARIANTS, AutoencoderKLConfig
+from vision_accel.models.autoencoder_kl import AutoencoderKL
 from vision_accel.models.clip import CLIP
 from vision_accel.models.clip_config import CLIPConfig, TextConfig, clip_variants
 from vision_accel.models.device import choose_device

@@ -6,117 +6,21 @@ Source: Rombach et al. 2021, arXiv:2112.10752. Options, parameter names and nume
 ``vae``. Images and latents are [B, C, h, w] at the border, channels-last inside.
 """
 
-import difflib
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vision_accel._options import check_fields
 from vision_accel.io import Checkpoint
 from vision_accel.models import striped
+from vision_accel.models.autoencoder_config import ACTIVATIONS, AutoencoderKLConfig
 from vision_accel.models.posterior import Decoded, Posterior
 from vision_accel.models.pretrained import Pretrained, fill
 from vision_accel.models.tiling import blended, parse_memory, plan_for
 from vision_accel.nn import Conv2d, DownBlock, GroupNorm, MidBlock, UpBlock
 from vision_accel.nn.resnet import of_stream, wide_dtype
-
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu"}  # by diffusers' names
-
-
-@dataclass(frozen=True)
-class AutoencoderKLConfig:
-    """Options of :class:`AutoencoderKL`, named and preset as in diffusers.
-
-    Attributes:
-        in_channels: of the images that are encoded.
-        out_channels: of the images that are decoded.
-        block_out_channels: width at each resolution, from the finest; each but the last halves the size.
-        layers_per_block: residual blocks at each resolution of the encoder; the decoder has one more.
-        latent_channels: of a latent.
-        norm_num_groups: groups of every norm; divides all widths.
-        act_fn: of the residual blocks: silu, also called swish, or gelu.
-        mid_block_add_attention: attention in the middle of encoder and decoder.
-        use_quant_conv: a 1 x 1 convolution behind the encoder.
-        use_post_quant_conv: a 1 x 1 convolution in front of the decoder.
-        scaling_factor: what a diffusion model sees is ``(latent - shift_factor) * scaling_factor``.
-        shift_factor: None: 0.
-        sample_size: height and width that it was trained at.
-        latents_mean: carried for others.
-        latents_std: carried for others.
-        force_upcast: a note to diffusers that its own model overflows in float16; this one does not.
-    """
-
-    in_channels: int = 3
-    out_channels: int = 3
-    block_out_channels: tuple[int, ...] = (64,)
-    layers_per_block: int = 1
-    latent_channels: int = 4
-    norm_num_groups: int = 32
-    act_fn: str = "silu"
-    mid_block_add_attention: bool = True
-    use_quant_conv: bool = True
-    use_post_quant_conv: bool = True
-    scaling_factor: float = 0.18215
-    shift_factor: float | None = None
-    sample_size: int = 32
-    latents_mean: tuple[float, ...] | None = None
-    latents_std: tuple[float, ...] | None = None
-    force_upcast: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields("AutoencoderKL", self)
-        positive = ("in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups")
-        wrong = [f"{n} must be positive, got {getattr(self, n)}" for n in positive if getattr(self, n) < 1]
-        if self.act_fn not in ACTIVATIONS:
-            wrong.append(f"act_fn must be {', '.join(ACTIVATIONS)}, got {self.act_fn!r}")
-        if not self.block_out_channels:
-            wrong.append("block_out_channels must not be empty")
-        for width in self.block_out_channels:
-            if width < 1 or width % self.norm_num_groups:
-                wrong.append(f"norm_num_groups={self.norm_num_groups} must divide the width {width}")
-        if wrong:
-            raise ValueError("AutoencoderKL: " + "; ".join(wrong))
-
-    @property
-    def factor(self) -> int:
-        """How many pixels of an image one pixel of a latent stands for, in each direction."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
-    @classmethod
-    def named(cls, name: str, **changes: Any) -> "AutoencoderKLConfig":
-        """The config of a known variant, with some fields changed; an unknown name is a ValueError."""
-        if name not in VARIANTS:
-            raise ValueError(f"unknown model {name!r}; there are {', '.join(VARIANTS)}")
-        return cls().replace(**{**VARIANTS[name], **changes})
-
-    def replace(self, **changes: Any) -> "AutoencoderKLConfig":
-        """A copy with some fields changed; an unknown field is a TypeError that names the nearest one."""
-        names = [f.name for f in fields(self)]
-        for name in changes:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
-                raise TypeError(f"AutoencoderKL has no option {name!r}{hint}")
-        return replace(self, **changes)
-
-
-_SD = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512}
-_16 = {
-    **_SD,
-    "latent_channels": 16,
-    "sample_size": 1024,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "autoencoder_kl_sd": _SD,  # Rombach et al. 2021, kl-f8
-    "autoencoder_kl_sdxl": {**_SD, "scaling_factor": 0.13025, "sample_size": 1024},  # arXiv:2307.01952
-    "autoencoder_kl_sd3": {**_16, "scaling_factor": 1.5305, "shift_factor": 0.0609},  # arXiv:2403.03206
-    "autoencoder_kl_flux": {**_16, "scaling_factor": 0.3611, "shift_factor": 0.1159},  # FLUX.1
-}
 
 
 class Encoder(nn.Module):
@@ -190,6 +94,7 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
         c = self.config = config
         self.tile: tuple[int, float] | None = None  # pixels of an image's side, and overlap
         self.max_memory: int | str | None = None
+        self.slicing = False
         self.encoder = Encoder(c)
         self.decoder = Decoder(c)
         two = 2 * c.latent_channels
@@ -243,6 +148,14 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
         """Process images whole again."""
         self.tile = self.max_memory = None
 
+    def enable_slicing(self) -> None:
+        """Process a batch one image at a time from now on, in less memory; results are the same."""
+        self.slicing = True
+
+    def disable_slicing(self) -> None:
+        """Process batches whole again."""
+        self.slicing = False
+
     def scale_latents(self, latents: Tensor) -> Tensor:
         """Latents of the encoder as a diffusion model sees them."""
         return (latents - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
@@ -286,6 +199,8 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
         return posterior if return_dict else (posterior,)
 
     def _moments(self, x: Tensor) -> Tensor:
+        if self.slicing and len(x) > 1:
+            return torch.cat([self._moments(one) for one in x.split(1)])
         return self._quantised(self.encoder(x.permute(0, 2, 3, 1).contiguous())).permute(0, 3, 1, 2)
 
     def _quantised(self, moments: Tensor) -> Tensor:
@@ -339,6 +254,8 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
         return Decoded.of(x) if return_dict else (x,)
 
     def _images(self, z: Tensor) -> Tensor:
+        if self.slicing and len(z) > 1:
+            return torch.cat([self._images(one) for one in z.split(1)])
         images: Tensor = self.decoder(self._enter(z)).permute(0, 3, 1, 2)
         return images
 
@@ -384,12 +301,8 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, **overrides: Any) -> "AutoencoderKL":
         """Build the model that a checkpoint describes, with some config fields changed."""
-        try:
-            stored = AutoencoderKLConfig().replace(**checkpoint.config)
-        except TypeError as e:
-            raise ValueError(str(e)) from e
         with torch.device("meta"):
-            model = cls(stored.replace(**overrides))
+            model = cls(AutoencoderKLConfig().replace(**{**checkpoint.config, **overrides}))
         fill(model, checkpoint.tensors, ())
         return model
 

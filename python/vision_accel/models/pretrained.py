@@ -198,9 +198,9 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], fresh: tuple[str, ...]) -
     ]
     if missing or unexpected or shapes:
         raise ValueError(describe(missing, unexpected, shapes))
-    odd = [f"{k} is {t.dtype}" for k, t in tensors.items() if not t.is_floating_point()]
+    odd = [f"{k} is {t.dtype}" for k, t in tensors.items() if not t.is_floating_point() or t.itemsize < 2]
     if odd:
-        raise ValueError(f"weights must be floating point, but {odd[0]}")
+        raise ValueError(f"weights must be floating point of 16 bits or more, but {odd[0]}")
     dtypes = [t.dtype for t in tensors.values()]
     model.to(reduce(torch.promote_types, dtypes, dtypes[0])).to_empty(device="cpu")
     model.load_state_dict(tensors, strict=False)
