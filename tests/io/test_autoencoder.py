@@ -168,7 +168,7 @@ def change(directory, **config):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"act_fn": "relu"}, "act_fn must be silu, swish, gelu, got 'relu'"),
+        ({"act_fn": "tanh"}, "act_fn must be silu, swish, gelu, relu, mish, got 'tanh'"),
         ({"down_block_types": ["AttnDownEncoderBlock2D"]}, "AttnDownEncoderBlock2D"),
         ({"down_block_types": 5}, "down_block_types 5 is not supported"),
         ({"latent_channels": 5}, "of another shape"),

@@ -7,13 +7,14 @@ from tests import reference_libs
 
 CONFIGS = {
     "plain": {"block_out_channels": (32, 64), "norm_num_groups": 16, "latent_channels": 3},
-    "three levels": {"block_out_channels": (32, 64, 96), "layers_per_block": 2},
-    "no attention, no quantisation convolutions": {
+    "three levels, mish": {"block_out_channels": (32, 64, 96), "layers_per_block": 2, "act_fn": "mish"},
+    "no attention, no quantisation convolutions, relu": {
         "block_out_channels": (32, 32, 64),
         "latent_channels": 16,
         "use_quant_conv": False,
         "use_post_quant_conv": False,
         "mid_block_add_attention": False,
+        "act_fn": "relu",
         "shift_factor": 0.1159,
         "scaling_factor": 0.3611,
     },

@@ -8,7 +8,8 @@ from typing import Any
 
 from vision_accel._options import check_fields
 
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu"}  # by diffusers' names
+# By diffusers' names.
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu", "mish": "mish"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class AutoencoderKLConfig:
         layers_per_block: residual blocks at each resolution of the encoder; the decoder has one more.
         latent_channels: of a latent.
         norm_num_groups: groups of every norm; divides all widths.
-        act_fn: of the residual blocks: silu, also called swish, or gelu.
+        act_fn: of the residual blocks: silu (also called swish), gelu, relu or mish.
         mid_block_add_attention: attention in the middle of encoder and decoder.
         use_quant_conv: a 1 x 1 convolution behind the encoder.
         use_post_quant_conv: a 1 x 1 convolution in front of the decoder.
