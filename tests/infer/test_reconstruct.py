@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import vision_accel as va
 from vision_accel import infer
@@ -94,6 +95,14 @@ def test_command(vae, image_root, tmp_path, capsys):
     assert "max_memory: must be an amount of memory" in capsys.readouterr().err
 
 
+def test_what_is_no_picture(vae):
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        infer.decode(vae, torch.full((1, vae.config.latent_channels, 2, 2), torch.nan))
+    grey = va.create_model("autoencoder_kl_sd", block_out_channels=(32,), out_channels=1)
+    with pytest.raises(ValueError, match="pictures have 3 channels, but the autoencoder makes 1"):
+        infer.decode(grey, torch.zeros(1, 4, 2, 2))
+
+
 def test_samples(vae):
     few, many = list(infer.sample(vae, 1, (8, 12))), list(infer.sample(vae, 2, (8, 12)))
     assert [p.size for p in many] == [(12, 8)] * 2
@@ -120,9 +129,14 @@ def test_command_decode(vae, image_root, tmp_path, capsys):
     assert main(["decode", model, "--samples=3", "--size", "8", "16", f"--grid={grid}"]) == 0
     with Image.open(grid) as picture:
         assert picture.size == (3 * 20, 12)
+    nan, broken = tmp_path / "nan.safetensors", tmp_path / "broken.safetensors"
+    save_file({"x": torch.full((4, 2, 2), torch.nan)}, nan)
+    broken.write_bytes(file.read_bytes()[:100])
     for flags, message in (
         ([str(file)], "name --output or --grid"),
         (["--interpolate", "a", "b", f"--grid={grid}"], "needs a file of latents"),
+        ([str(nan), f"--grid={grid}"], "the latent 'x' is not finite"),
+        ([str(broken), f"--grid={grid}"], "is not a whole safetensors file"),
         ([str(file), "--interpolate", "a", "b", f"--grid={grid}"], "has no latent 'a'"),
     ):
         assert main(["decode", model, *flags]) == 2

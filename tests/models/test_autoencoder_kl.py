@@ -195,6 +195,54 @@ def test_slicing_changes_nothing_but_memory():
     assert seen == [3, 1, 1, 1, 0, 3]
 
 
+class Around(torch.nn.Module):
+    """What adapters are: a module in another's place, which takes its input only."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return 2 * self.inner(x)
+
+
+@pytest.mark.parametrize("max_memory", [None, "300K"])
+def test_modules_in_the_place_of_others(max_memory):
+    model, doubled = small(), small()
+    doubled.load_state_dict(model.state_dict())
+    layers = [
+        "post_quant_conv",
+        "decoder.conv_in",
+        "decoder.conv_out",
+        "decoder.mid_block.attentions.0.to_out.0",
+    ]
+    layers += [f"decoder.up_blocks.1.resnets.0.{name}" for name in ("conv1", "conv2", "conv_shortcut")]
+    for name in layers:
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, Around(model.get_submodule(name)))
+        for parameter in doubled.get_submodule(name).parameters():
+            parameter.data *= 2
+    z = torch.randn(1, 4, 16, 16)
+    with torch.no_grad():
+        assert_close(model.decode(z, max_memory=max_memory), doubled.decode(z), 1e-5)
+
+
+@pytest.mark.parametrize("max_memory", [None, "300K"])
+def test_a_hook_sees_the_result_of_its_module(max_memory):
+    model = small()
+    z = torch.randn(1, 4, 16, 16)
+    conv, seen = model.decoder.up_blocks[1].resnets[1].conv2, []
+    with torch.no_grad():
+        whole = model.decode(z)
+        handle = conv.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
+        assert_close(model.decode(z, max_memory=max_memory), whole, 1e-6)
+        handle.remove()
+        ((x, y),) = seen
+        assert torch.equal(conv(x), y)
+        conv.register_forward_hook(lambda _module, _inputs, output: output * 0)
+        assert (model.decode(z, max_memory=max_memory) - whole).abs().max() > 0.01
+
+
 def test_any_size_is_padded_and_cropped_back():
     model = small()
     x = torch.rand(1, 3, 13, 10)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -98,8 +99,20 @@ def save_latents(vae: Any, images: Images, file: str | os.PathLike[str]) -> int:
 
 
 def load_latents(file: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """What :func:`save_latents` wrote: name -> [C, h, w]."""
-    return load_file(os.fspath(file))
+    """What :func:`save_latents` wrote: name -> [C, h, w].
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no whole file of safetensors, or a latent in it is NaN or infinite.
+    """
+    try:
+        latents = load_file(os.fspath(file))
+    except SafetensorError as e:
+        raise ValueError(f"{os.fspath(file)} is not a whole safetensors file: {e}") from e
+    for name, z in latents.items():
+        if not z.isfinite().all():
+            raise ValueError(f"{os.fspath(file)}: the latent {name!r} is not finite")
+    return latents
 
 
 def interpolate(vae: Any, a: Tensor, b: Tensor, steps: int = 8) -> list[Image.Image]:
@@ -203,5 +216,9 @@ def _padded(vae: Any, x: Tensor) -> Tensor:
 
 
 def _to_pixels(y: Tensor) -> np.ndarray[Any, Any]:
+    if y.shape[1] != 3:
+        raise ValueError(f"pictures have 3 channels, but the autoencoder makes {y.shape[1]}")
+    if not y.isfinite().all():
+        raise ValueError("the autoencoder made NaN or infinity: of its weights, or of latents")
     pixels = ((y.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

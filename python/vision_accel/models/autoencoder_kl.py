@@ -20,6 +20,7 @@ from vision_accel.models.posterior import Decoded, Posterior
 from vision_accel.models.pretrained import Pretrained, fill
 from vision_accel.models.tiling import blended, parse_memory, plan_for
 from vision_accel.nn import Conv2d, DownBlock, GroupNorm, MidBlock, UpBlock
+from vision_accel.nn.conv import convolve
 from vision_accel.nn.resnet import of_stream, wide_dtype
 
 
@@ -42,10 +43,10 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode channels-last images."""
-        x = self.conv_in(x, out_dtype=wide_dtype(x.dtype))
+        x = convolve(self.conv_in, x, out_dtype=wide_dtype(x.dtype))
         for block in (*self.down_blocks, self.mid_block):
             x = _run(block, x, self.grad_checkpointing)
-        return self.conv_out(self.conv_norm_out(x), out_dtype=x.dtype)
+        return convolve(self.conv_out, self.conv_norm_out(x), out_dtype=x.dtype)
 
 
 class Decoder(nn.Module):
@@ -67,7 +68,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode channels-last latents."""
-        x = self.conv_in(z, out_dtype=wide_dtype(z.dtype))
+        x = convolve(self.conv_in, z, out_dtype=wide_dtype(z.dtype))
         for block in (self.mid_block, *self.up_blocks):
             x = _run(block, x, self.grad_checkpointing)
         return self.conv_out(self.conv_norm_out(x))
@@ -188,7 +189,7 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
             )
         if self.tile is not None and max(x.shape[2:]) > self.tile[0]:
             moments = blended(self._moments, x, *self.tile, 1 / c.factor, 2 * c.latent_channels)
-        elif plan := self._plan(x.shape[2], x.shape[3], max_memory):
+        elif plan := self._plan(self.encoder, x.shape[2], x.shape[3], max_memory):
             with torch.no_grad():
                 images = x.permute(0, 2, 3, 1).contiguous().split(1)
                 parts = [striped.encode(self.encoder, image, plan) for image in images]
@@ -207,10 +208,14 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
         moments = moments if self.quant_conv is None else of_stream(self.quant_conv, moments)
         return moments.to(self.dtype)
 
-    def _plan(self, height: int, width: int, max_memory: int | str | None) -> striped.Plan | None:
+    def _plan(
+        self, part: nn.Module, height: int, width: int, max_memory: int | str | None
+    ) -> striped.Plan | None:
         """How to process an image of that size within the memory that is allowed; None: whole."""
         limit = self.max_memory if max_memory is None else max_memory
         if limit is None:
+            return None
+        if not striped.can_cut(part):
             return None
         element = torch.empty((), dtype=wide_dtype(self.dtype)).element_size()
         return plan_for(self.config.block_out_channels, height, width, element, parse_memory(limit))
@@ -231,7 +236,8 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
             generator: not used; diffusers' pipelines pass one.
             max_memory: bytes, or text such as ``"2GB"``, that activations may take beside the result. A
                 larger image is processed in stripes, without gradients and with the same result but for
-                rounding (a relative difference below 1e-5); see ``models.striped``.
+                rounding (a relative difference below 1e-5); see ``models.striped``. A model with hooks, or
+                with modules that are not ours, is not cut.
 
         Returns:
             [B, out_channels, factor * h, factor * w], about in [-1, 1]. Its ``sample`` is itself, for callers
@@ -245,7 +251,7 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
         if self.tile is not None and max(z.shape[2:]) * factor > self.tile[0]:
             tile, overlap = self.tile
             x = blended(self._images, z, tile // factor, overlap, factor, self.config.out_channels)
-        elif plan := self._plan(z.shape[2] * factor, z.shape[3] * factor, max_memory):
+        elif plan := self._plan(self.decoder, z.shape[2] * factor, z.shape[3] * factor, max_memory):
             with torch.no_grad():
                 parts = [striped.decode(self.decoder, one, plan) for one in self._enter(z).split(1)]
                 x = torch.cat(parts).permute(0, 3, 1, 2)
@@ -267,7 +273,8 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
     def _enter(self, z: Tensor) -> Tensor:
         """Latents channels-last, through the post-quantisation convolution."""
         z = z.permute(0, 2, 3, 1).contiguous()
-        return z if self.post_quant_conv is None else self.post_quant_conv(z, out_dtype=wide_dtype(z.dtype))
+        conv = self.post_quant_conv
+        return z if conv is None else convolve(conv, z, out_dtype=wide_dtype(z.dtype))
 
     def forward(
         self,

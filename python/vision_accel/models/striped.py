@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vision_accel import ops
+from vision_accel.nn import is_plain
 from vision_accel.nn.resnet import of_stream, wide_dtype
 from vision_accel.ops._layout import statistics_dtype
 
@@ -89,6 +90,12 @@ class Upsampled:
         low, high = max(0, (first - 1) // 2), min(self.height // 2, last // 2 + 1)
         y = of_stream(self.conv, self.x[:, low:high])
         return y[:, first - 2 * low : last - 2 * low]
+
+
+def can_cut(part: nn.Module) -> bool:
+    """Whether every module is one of ours that nobody watches: stripes call ops, not all of the modules."""
+    ours = ("vision_accel.", "torch.nn.modules.container")
+    return all(is_plain(m, type(m)) and type(m).__module__.startswith(ours) for m in part.modules())
 
 
 def _with_halo(source: Source, first: int, last: int, halo: int) -> Tensor:

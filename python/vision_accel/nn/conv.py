@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from vision_accel import ops
+from vision_accel.nn.linear import is_plain
 
 Padding = tuple[int, int, int, int]
 
@@ -62,3 +63,15 @@ class UpsampleConv2d(Conv2d):
     ) -> Tensor:
         """[B, h, w, C] -> [B, 2 h, 2 w, N]; it has no residual and keeps the dtype of x."""
         return ops.upsample_conv2d(x, self.weight, self.bias)
+
+
+def convolve(
+    layer: torch.nn.Module, x: Tensor, residual: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """A :class:`Conv2d` with its epilogue; one step after the other where the layer is not plain."""
+    if residual is not None and not is_plain(layer, Conv2d):
+        return residual + convolve(layer, x, out_dtype=residual.dtype)
+    if isinstance(layer, Conv2d):
+        y: Tensor = layer(x, residual, out_dtype)
+        return y
+    return layer(x).to(x.dtype if out_dtype is None else out_dtype)

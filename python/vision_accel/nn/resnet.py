@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from vision_accel import ops
-from vision_accel.nn.conv import Conv2d, UpsampleConv2d
-from vision_accel.nn.linear import Linear
+from vision_accel.nn.conv import Conv2d, UpsampleConv2d, convolve
+from vision_accel.nn.linear import Linear, linear
 from vision_accel.nn.norm import GroupNorm
 from vision_accel.ops._layout import autocasts
 
@@ -35,9 +35,10 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, h, w, C] -> [B, h, w, N] in the dtype of x."""
-        h = self.conv1(self.norm1(x), out_dtype=x.dtype)
+        h = convolve(self.conv1, self.norm1(x), out_dtype=x.dtype)
         h = self.norm2(h)
-        return self.conv2(h, residual=x if self.conv_shortcut is None else of_stream(self.conv_shortcut, x))
+        shortcut = x if self.conv_shortcut is None else of_stream(self.conv_shortcut, x)
+        return convolve(self.conv2, h, shortcut)
 
 
 class SpatialAttention(nn.Module):
@@ -54,7 +55,7 @@ class SpatialAttention(nn.Module):
         tokens = self.group_norm(x).flatten(1, 2)  # [B, N, C]
         q, k, v = (part(tokens).unsqueeze(2) for part in (self.to_q, self.to_k, self.to_v))  # [B, N, 1, C]
         y = ops.attention(q, k, v)
-        return self.to_out[0](y, residual=x.flatten(1, 2)).view(x.shape)
+        return linear(self.to_out[0], y, residual=x.flatten(1, 2)).view(x.shape)
 
 
 class MidBlock(nn.Module):
