@@ -50,6 +50,8 @@ def test_within_a_budget(model):
         assert_same(model.decode(z, max_memory=least), model.decode(z))
         assert_same(model.encode(x, max_memory=least).mean, model.encode(x).mean)
         assert torch.equal(model.decode(z, max_memory="2GB"), model.decode(z))
+        assert model.decode(z[:0], max_memory=least).shape == (0, *model.decode(z).shape[1:])
+        assert model.encode(x[:0], max_memory=least).mean.shape == (0, *z.shape[1:])
         model.enable_tiling(max_memory=least)
         assert_same(model.decode(z), model.disable_tiling() or model.decode(z))
     with pytest.raises(ValueError, match="the least that works is"):

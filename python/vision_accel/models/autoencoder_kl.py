@@ -189,7 +189,7 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
             )
         if self.tile is not None and max(x.shape[2:]) > self.tile[0]:
             moments = blended(self._moments, x, *self.tile, 1 / c.factor, 2 * c.latent_channels)
-        elif plan := self._plan(self.encoder, x.shape[2], x.shape[3], max_memory):
+        elif len(x) and (plan := self._plan(self.encoder, x.shape[2], x.shape[3], max_memory)):
             with torch.no_grad():
                 images = x.permute(0, 2, 3, 1).contiguous().split(1)
                 parts = [striped.encode(self.encoder, image, plan) for image in images]
@@ -251,7 +251,9 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
         if self.tile is not None and max(z.shape[2:]) * factor > self.tile[0]:
             tile, overlap = self.tile
             x = blended(self._images, z, tile // factor, overlap, factor, self.config.out_channels)
-        elif plan := self._plan(self.decoder, z.shape[2] * factor, z.shape[3] * factor, max_memory):
+        elif len(z) and (
+            plan := self._plan(self.decoder, z.shape[2] * factor, z.shape[3] * factor, max_memory)
+        ):
             with torch.no_grad():
                 parts = [striped.decode(self.decoder, one, plan) for one in self._enter(z).split(1)]
                 x = torch.cat(parts).permute(0, 3, 1, 2)
