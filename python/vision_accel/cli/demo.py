@@ -36,7 +36,7 @@ class AutoencoderDemo:
 
     output: Path = Path("demo_output/autoencoder-kl")
     """Folder for the crops, the run, curves.png and reconstructions.png."""
-    steps: int = 1200
+    steps: int = 2400
     """Steps of training."""
     seed: int = 0
     """Seed of the weights, the order of images and their augmentation."""

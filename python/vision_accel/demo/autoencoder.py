@@ -73,7 +73,7 @@ def options(out: Path, steps: int, seed: int) -> train.Config:
 def run(
     out: Path,
     *,
-    steps: int = 1200,
+    steps: int = 2400,
     seed: int = 0,
     resume: bool = False,
     say: Callable[[str], None] = lambda _: None,
