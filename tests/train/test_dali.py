@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training on images that DALI loads."""
 
+import dataclasses
 import io
 import json
 import sys
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 
 from tests.train.test_loop import Sabotaged, another, assert_equal, crash, final_weights, metrics
-from vision_accel.train import Config, DataError, fit
+from vision_accel.data.dali import DaliLoader
+from vision_accel.train import Config, DataError, evaluate, fit
 
 pytest.importorskip("nvidia.dali", reason="DALI is for Linux on x86-64 and SBSA")
 
@@ -133,6 +135,19 @@ def test_captions_and_autoencoders(run, image_root, tmp_path):
             fit(config)
             results.append(scores(config))
         assert results[0] == results[1]
+
+
+def test_evaluation_through_dali(run, image_root, monkeypatch):
+    run.data.loader, run.train.steps = "builtin", 2
+    model = str(fit(run).run_dir / "model")
+    used = []
+    monkeypatch.setattr(
+        DaliLoader, "__next__", lambda self, step=DaliLoader.__next__: used.append(self) or step(self)
+    )
+    results = [evaluate(model, image_root / "val", loader=name) for name in ("builtin", "dali")]
+    assert used
+    builtin, dali = (dataclasses.replace(r, images_per_s=0.0) for r in results)
+    assert builtin == dali
 
 
 def test_mistakes(run, monkeypatch):

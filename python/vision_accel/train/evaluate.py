@@ -64,7 +64,8 @@ def evaluate(
         max_bad_fraction: share of the images that may be unreadable.
 
     Raises:
-        DataError: the folder cannot be used or does not fit the model, or too many images are unreadable.
+        DataError: the folder cannot be used or does not fit the model, or too many images are unreadable, or
+            DALI is not installed.
     """
     if isinstance(model, nn.Module):
         classifier = model if device is None else model.to(choose_device(device))
@@ -78,7 +79,13 @@ def evaluate(
         labelled(classifier, folder),
         transform,
         World(next(classifier.parameters()).device),
-        EvalOptions(batch_size, workers, precision=precision, max_bad_fraction=max_bad_fraction),
+        EvalOptions(
+            batch_size,
+            workers,
+            precision=precision,
+            max_bad_fraction=max_bad_fraction,
+            dali=DaliOptions("exact") if loader == "dali" else None,
+        ),
     )
     assert result is not None  # nobody interrupts
     return result
