@@ -21,7 +21,7 @@ def test_vit(run, fails, tmp_path):
     assert "vit_tiny_patch16_224" in fails("bench", "vit_tiny_patch16_244")
 
 
-def test_clip_and_autoencoder(run, fails):
+def test_clip_and_autoencoder(run, fails, tmp_path):
     _, out, _ = run("bench", "test_clip", "--batch-size", 2, "--seconds", 0)
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [
         ["test_clip", "image"],
@@ -34,4 +34,8 @@ def test_clip_and_autoencoder(run, fails):
         ("encode", 16),
         ("decode", 16),
     ]
+    tall = va.create_model("autoencoder_kl_sd", block_out_channels=(32, 32), sample_size=(16, 24))
+    tall.save_pretrained(tmp_path)
+    _, out, _ = run("bench", tmp_path, "--batch-size", 1, "--seconds", 0, "--json")
+    assert [r["infer_img_size"] for r in json.loads(out)] == ["16x24", "16x24"]
     assert "--img-size" in fails("bench", "test_clip", "--img-size", 64)

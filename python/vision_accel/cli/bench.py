@@ -88,7 +88,8 @@ def run(argv: list[str]) -> int:
                     "infer_step_time": 1e3 * statistics.median(times),
                     "infer_step_time_min": 1e3 * min(times),
                     "infer_batch_size": size,
-                    "infer_img_size": image,
+                    "infer_img_size": image
+                    and (image[0] if image[0] == image[1] else "x".join(map(str, image))),
                     "infer_gmacs": gmacs(model) if isinstance(model, va.ViT) else None,
                     "param_count": model.num_params() / 1e6,
                 }
@@ -106,8 +107,8 @@ def run(argv: list[str]) -> int:
 
 def _passes(
     model: Any, batch: int, img_size: int | None, device: "torch.device", dtype: "torch.dtype"
-) -> Iterator[tuple[str, int | str | None, Callable[[], Any]]]:
-    """What the model does with a batch of random input: a name, the size of the images, and the pass."""
+) -> Iterator[tuple[str, tuple[int, int] | None, Callable[[], Any]]]:
+    """What the model does with a batch of random input: a name, height and width of images, and the pass."""
     import torch  # noqa: PLC0415
 
     def forward(run: Callable[[torch.Tensor], Any], *shape: int) -> Callable[[], None]:
@@ -122,19 +123,18 @@ def _passes(
 
     if isinstance(model, va.AutoencoderKL):
         c = model.config
-        side = img_size or c.image_size[0]
-        yield "encode", side, forward(model.encode, c.in_channels, side, side)
-        yield "decode", side, forward(model.decode, c.latent_channels, side // c.factor, side // c.factor)
+        h, w = image = (img_size, img_size) if img_size else c.image_size
+        yield "encode", image, forward(model.encode, c.in_channels, h, w)
+        yield "decode", image, forward(model.decode, c.latent_channels, h // c.factor, w // c.factor)
         return
     if img_size is not None:
         raise ValueError("--img-size: is for an AutoencoderKL; other models know the size of their images")
     tower = model.config.vision if isinstance(model, va.CLIP) else model.config
-    height, width = tower.img_size
-    image = height if height == width else f"{height}x{width}"
+    image = tower.img_size
     if not isinstance(model, va.CLIP):
-        yield "", image, forward(model, tower.in_chans, height, width)
+        yield "", image, forward(model, tower.in_chans, *image)
         return
-    yield "image", image, forward(model.encode_image, tower.in_chans, height, width)
+    yield "image", image, forward(model.encode_image, tower.in_chans, *image)
     text = model.config.text
     tokens = torch.zeros(batch, text.context_length, dtype=torch.int64, device=device)
     tokens[:, -1] = min(text.eos_id, text.vocab_size - 1)  # no text ends earlier

@@ -73,7 +73,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise SampleError("not a regular file")
         check_size(status.st_size)
-        return os.read(file, status.st_size)
+        with open(file, "rb", buffering=0, closefd=False) as whole:  # os.read may stop early
+            return whole.readall()
     finally:
         os.close(file)
 

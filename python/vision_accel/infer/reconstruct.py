@@ -4,18 +4,19 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vision_accel.data.images import ImageError, load_image
 from vision_accel.infer._images import Images, OnError, expand
 from vision_accel.infer._model import evaluating
+from vision_accel.io.tensors import read_safetensors
 
 
 @dataclass
@@ -105,10 +106,7 @@ def load_latents(file: str | os.PathLike[str]) -> dict[str, Tensor]:
         FileNotFoundError: no such file.
         ValueError: no whole file of safetensors, or a latent in it is NaN or infinite.
     """
-    try:
-        latents = load_file(os.fspath(file))
-    except SafetensorError as e:
-        raise ValueError(f"{os.fspath(file)} is not a whole safetensors file: {e}") from e
+    latents = read_safetensors(Path(file))
     for name, z in latents.items():
         if not z.isfinite().all():
             raise ValueError(f"{os.fspath(file)}: the latent {name!r} is not finite")

@@ -57,7 +57,7 @@ def read_tensors(
 
 def read_file(file: Path) -> dict[str, Tensor]:
     """All weights in one file: safetensors by its name, or else a pickle read without executing it."""
-    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+    return read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
@@ -82,7 +82,8 @@ def describe(missing: list[str], unexpected: list[str], shapes: list[str] | None
     return "the weights do not fit the config: " + "; ".join(f"{k} {some(v)}" for k, v in parts if v)
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, whatever its name; a ValueError names a file that is none."""
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as e:
