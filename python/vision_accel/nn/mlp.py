@@ -1,24 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The feed-forward half of a transformer block."""
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
 from vision_accel import ops
+from vision_accel.nn._activations import UNFUSED
 from vision_accel.nn.linear import Linear, is_plain, linear
 from vision_accel.nn.norm import LayerNorm
-
-# Activations too rare for a kernel: they run on their own, after fc1.
-_UNFUSED: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": nn.functional.relu,
-    "relu6": nn.functional.relu6,
-    "leaky_relu": nn.functional.leaky_relu,
-    "hard_swish": nn.functional.hardswish,
-    "mish": nn.functional.mish,
-    "sigmoid": nn.functional.sigmoid,
-    "tanh": nn.functional.tanh,
-}
 
 
 class Mlp(nn.Module):
@@ -45,14 +33,14 @@ class Mlp(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """What fc2 is applied to, [..., hidden]."""
-        unfused = _UNFUSED.get(self.activation)
+        unfused = UNFUSED.get(self.activation)
         return linear(self.fc1, x, self.activation) if unfused is None else unfused(self.fc1(x))
 
     def _is_plain(self) -> bool:
         """Whether nothing stands between the layers, and nobody has replaced or hooked them."""
         return (
             not self.gated
-            and self.activation not in _UNFUSED
+            and self.activation not in UNFUSED
             and type(self.norm) is nn.Identity
             and self.ends_in_linear()
             and is_plain(self.fc1, Linear)
@@ -83,7 +71,7 @@ class SwiGLU(Mlp):
     def hidden(self, x: Tensor) -> Tensor:
         """What fc2 is applied to, [..., hidden / 2]."""
         gate, value = self.fc1(x).chunk(2, dim=-1)
-        unfused = _UNFUSED.get(self.activation)
+        unfused = UNFUSED.get(self.activation)
         return (ops.activation(gate, self.activation) if unfused is None else unfused(gate)) * value
 
     def init_weights(self) -> None:

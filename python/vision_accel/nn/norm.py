@@ -1,16 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layer normalisation."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vision_accel import ops
-
-# Activations too rare for a kernel: they run on their own, behind the norm.
-_UNFUSED = {"relu": partial(functional.relu, inplace=True), "mish": partial(functional.mish, inplace=True)}
+from vision_accel.nn._activations import UNFUSED
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -33,7 +28,7 @@ class GroupNorm(torch.nn.GroupNorm):
 
     def forward(self, x: Tensor, statistics: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Normalise x [B, ..., C]; ``statistics`` as in :func:`vision_accel.ops.group_norm`."""
-        unfused = _UNFUSED.get(self.activation)
+        unfused = UNFUSED.get(self.activation)
         fused = self.activation if unfused is None else "none"
         y = ops.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, fused, statistics=statistics)
-        return y if unfused is None else unfused(y)
+        return y if unfused is None else unfused(y, inplace=True)

@@ -98,52 +98,37 @@ class Upsample(nn.Module):
         return of_stream(self.conv, x)
 
 
-class DownBlock(nn.Module):
+class _Level(nn.Module):
+    """Residual blocks, then another size where the level is not the last."""
+
+    resize: tuple[str, type[nn.Module]]  # name of the list that holds the layer, and its type
+
+    def __init__(
+        self, in_channels: int, out_channels: int, layers: int, groups: int, last: bool, activation: str
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * layers
+        self.resnets = nn.ModuleList(ResnetBlock(a, b, groups, activation) for a, b in pairwise(widths))
+        name, kind = self.resize
+        self.add_module(name, nn.ModuleList([] if last else [kind(out_channels)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, h, w, C] -> [B, h / 2, w / 2, N] or [B, 2 h, 2 w, N]; the last level keeps the size."""
+        for layer in (*self.resnets, *getattr(self, self.resize[0])):
+            x = layer(x)
+        return x
+
+
+class DownBlock(_Level):
     """Residual blocks, then half the size."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        layers: int,
-        groups: int,
-        last: bool,
-        activation: str = "silu",
-    ) -> None:
-        super().__init__()
-        widths = [in_channels] + [out_channels] * layers
-        self.resnets = nn.ModuleList(ResnetBlock(a, b, groups, activation) for a, b in pairwise(widths))
-        self.downsamplers = nn.ModuleList([] if last else [Downsample(out_channels)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, h, w, C] -> [B, h / 2, w / 2, N]; the last block keeps the size."""
-        for layer in (*self.resnets, *self.downsamplers):
-            x = layer(x)
-        return x
+    resize = ("downsamplers", Downsample)
 
 
-class UpBlock(nn.Module):
+class UpBlock(_Level):
     """Residual blocks, then twice the size."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        layers: int,
-        groups: int,
-        last: bool,
-        activation: str = "silu",
-    ) -> None:
-        super().__init__()
-        widths = [in_channels] + [out_channels] * layers
-        self.resnets = nn.ModuleList(ResnetBlock(a, b, groups, activation) for a, b in pairwise(widths))
-        self.upsamplers = nn.ModuleList([] if last else [Upsample(out_channels)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, h, w, C] -> [B, 2 h, 2 w, N]; the last block keeps the size."""
-        for layer in (*self.resnets, *self.upsamplers):
-            x = layer(x)
-        return x
+    resize = ("upsamplers", Upsample)
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
