@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from vision_accel.io import Checkpoint
 from vision_accel.models import striped
 from vision_accel.models.autoencoder_config import ACTIVATIONS, AutoencoderKLConfig
+from vision_accel.models.overflow import without_overflow
 from vision_accel.models.posterior import Decoded, Posterior
 from vision_accel.models.pretrained import Pretrained, fill
 from vision_accel.models.tiling import blended, parse_memory, plan_for
@@ -84,7 +85,8 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
     """Images [B, 3, h, w] in [-1, 1] <-> latents [B, latent_channels, h / factor, w / factor].
 
     With 16-bit weights, and under ``torch.autocast``, only images, latents and what comes behind a
-    normalisation are stored in float16; everything else, which it may not hold, is float32.
+    normalisation are stored in float16; everything else, which it may not hold, is float32. Should
+    weights be so extreme that float16 overflows all the same, see ``models.overflow``.
 
     Attributes:
         config: what it is built from.
@@ -187,6 +189,12 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
                 f"AutoencoderKL: height and width must be multiples of {c.factor}, got {x.shape[2]} x"
                 f" {x.shape[3]}; forward() and va.reconstruct pad and crop back"
             )
+        moments = without_overflow(self, "encoder", x, lambda: self._encoded(x, max_memory))
+        posterior = Posterior(moments)
+        return posterior if return_dict else (posterior,)
+
+    def _encoded(self, x: Tensor, max_memory: int | str | None) -> Tensor:
+        c = self.config
         if self.tile is not None and max(x.shape[2:]) > self.tile[0]:
             moments = blended(self._moments, x, *self.tile, 1 / c.factor, 2 * c.latent_channels)
         elif len(x) and (plan := self._plan(self.encoder, x.shape[2], x.shape[3], max_memory)):
@@ -196,8 +204,7 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
                 moments = self._quantised(torch.cat(parts)).permute(0, 3, 1, 2)
         else:
             moments = self._moments(x)
-        posterior = Posterior(moments)
-        return posterior if return_dict else (posterior,)
+        return moments
 
     def _moments(self, x: Tensor) -> Tensor:
         if self.slicing and len(x) > 1:
@@ -247,6 +254,10 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
             ValueError: not such latents, or too little memory; the message says what would do.
         """
         self._check_latent(z)
+        x = without_overflow(self, "decoder", z, lambda: self._decoded(z, max_memory))
+        return Decoded.of(x) if return_dict else (x,)
+
+    def _decoded(self, z: Tensor, max_memory: int | str | None) -> Tensor:
         factor = self.config.factor
         if self.tile is not None and max(z.shape[2:]) * factor > self.tile[0]:
             tile, overlap = self.tile
@@ -259,7 +270,7 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
                 x = torch.cat(parts).permute(0, 3, 1, 2)
         else:
             x = self._images(z)
-        return Decoded.of(x) if return_dict else (x,)
+        return x.to(self.dtype) if self.dtype == torch.float16 else x  # float32 behind what has overflowed
 
     def _images(self, z: Tensor) -> Tensor:
         if self.slicing and len(z) > 1:
