@@ -72,7 +72,8 @@ def dino(seed, registers=False, swiglu=False, classes=0):
     options = {
         "hidden_size": 24, "num_attention_heads": rng.choice([2, 3]), "num_hidden_layers": rng.choice([1, 3]),
         "mlp_ratio": rng.choice([2, 4]), "image_size": 40, "patch_size": 8, "use_swiglu_ffn": swiglu,
-        "layerscale_value": 0.3, "qkv_bias": rng.random() < 0.5, "hidden_act": rng.choice(["gelu", "silu"]),
+        "layerscale_value": rng.choice([0.0, 0.3]), "qkv_bias": rng.random() < 0.5,
+        "hidden_act": rng.choice(["gelu", "silu"]),
     }  # fmt: skip
     name = "Dinov2WithRegisters" if registers else "Dinov2"
     if registers:
@@ -146,6 +147,26 @@ def test_vit(tmp_path, seed, kind):
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
+@pytest.mark.parametrize("kind", ["Model", "ForImageClassification", "ForImageClassificationWithTeacher"])
+@pytest.mark.parametrize("qkv_bias", [False, True])
+def test_deit(tmp_path, kind, qkv_bias):
+    hf = reference_libs.transformers()
+    config = hf.DeiTConfig(**SMALL, qkv_bias=qkv_bias, layer_norm_eps=1e-6)
+    if kind != "Model":
+        config.num_labels = 5
+    theirs = shake(getattr(hf, f"DeiT{kind}")(config))
+    ours, before, after = there_and_back(theirs, tmp_path, torch.randn(2, 3, 32, 32))
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert ours.config.distilled == kind.endswith("Teacher")
+    if kind != "Model":
+        x = torch.randn(2, 3, 48, 64)
+        compare(theirs, va.load(tmp_path / "a", img_size=(48, 64)), x, interpolate_pos_encoding=True)
+        va.save(ours, tmp_path / "timm", layout="timm")
+        timm = reference_libs.timm().create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+        with torch.no_grad():
+            assert_close(timm(x[..., :32, :32]), theirs(x[..., :32, :32]).logits)
+
+
 @pytest.mark.parametrize("classes", [0, 5])
 @pytest.mark.parametrize("swiglu", [False, True])
 @pytest.mark.parametrize("registers", [False, True])
@@ -187,7 +208,8 @@ def test_gradients(tmp_path):
 def test_names_of_the_new_in_memory_form_are_read_too(tmp_path):
     from safetensors.torch import save_file
 
-    for theirs in (vit(3, "classifier"), dino(0, swiglu=True)):
+    deit = reference_libs.transformers().DeiTForImageClassificationWithTeacher
+    for theirs in (vit(3, "classifier"), dino(0, swiglu=True), deit(deit.config_class(**SMALL))):
         theirs.save_pretrained(tmp_path)
         expected = va.load(tmp_path).state_dict()
         save_file(theirs.state_dict(), tmp_path / "model.safetensors")

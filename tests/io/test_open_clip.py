@@ -34,11 +34,11 @@ def draw(seed):
         "image_size": rng.choice([32, [32, 48], 40]), "patch_size": 8, "layers": rng.choice([1, 2]),
         "width": vision_heads * 16, "head_width": 16, "mlp_ratio": rng.choice([2.0, 4.3637]),
         "no_ln_pre": rng.random() < 0.3, "pool_type": rng.choice(["tok", "tok", "avg"]),
-        "final_ln_after_pool": rng.random() < 0.3, "ls_init_value": rng.choice([None, 0.3]),
+        "final_ln_after_pool": rng.random() < 0.3, "ls_init_value": rng.choice([None, 0.0, 0.3]),
     }  # fmt: skip
     text = {
         "context_length": rng.choice([8, 21, 77]), "vocab_size": 60, "width": text_heads * 24,
-        "heads": text_heads, "layers": rng.choice([1, 2]), "ls_init_value": rng.choice([None, 0.2]),
+        "heads": text_heads, "layers": rng.choice([1, 2]), "ls_init_value": rng.choice([None, 0.0, 0.2]),
         "pool_type": rng.choice(["argmax", "eos", "last", "first"]), "eos_id": 7,
         "no_causal_mask": rng.random() < 0.3, "proj_bias": rng.random() < 0.3,
         "norm_kwargs": rng.choice([None, {"eps": 1e-6}]),

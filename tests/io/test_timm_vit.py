@@ -15,7 +15,7 @@ pytestmark = pytest.mark.parity
 NAMES = """
     vit_base_patch16_224 vit_base_patch32_clip_224 vit_base_patch16_clip_quickgelu_224 test_vit test_vit3
     vit_medium_patch16_gap_240 vit_base_patch14_reg4_dinov2 vit_giant_patch14_dinov2 beit3_base_patch16_224
-    vit_base_patch16_siglip_224 vit_so150m_patch16_reg4_map_256
+    vit_base_patch16_siglip_224 vit_so150m_patch16_reg4_map_256 deit_tiny_distilled_patch16_224
 """.split()  # noqa: SIM905
 
 
@@ -133,6 +133,43 @@ def test_transformers_to_timm(tmp_path):
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(model(x), theirs(x).logits, atol=1e-4)
+
+
+def test_distilled(tmp_path):
+    timm = reference_libs.timm()
+    name = "deit_small_distilled_patch16_224"
+    theirs = timm_model(name, img_size=32, patch_size=8, embed_dim=24, num_heads=2, depth=2, num_classes=4)
+    save_timm(theirs, tmp_path / "a")
+    ours = va.load(tmp_path / "a")
+    x = torch.randn(3, 3, 32, 32)
+    assert_same(theirs, ours, x)
+    assert_same(theirs.reset_classifier(0) or theirs, va.load(tmp_path / "a", num_classes=0), x)
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True, img_size=(48, 64)).eval()
+    assert_same(theirs, va.load(tmp_path / "a", img_size=(48, 64)), torch.randn(2, 3, 48, 64))
+    fresh = va.load(tmp_path / "a", num_classes=7)
+    assert fresh(x).shape == (3, 7)
+    assert torch.equal(fresh.dist_token, ours.dist_token)
+    assert not torch.equal(fresh.head.weight, fresh.head_dist.weight)
+    va.save(ours, tmp_path / "b", layout="timm")
+    again = timm.create_model(f"local-dir:{tmp_path / 'b'}", pretrained=True).eval()
+    assert_same(again, ours, x)
+    with pytest.raises(ValueError, match="distillation without heads"):
+        va.save(va.load(tmp_path / "a", num_classes=0), tmp_path / "hf")
+
+
+def test_layer_scale_of_zero(tmp_path):
+    timm = reference_libs.timm()
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 2, "depth": 2}
+    theirs = timm_model("deit3_small_patch16_224", **options, init_values=0)  # timm's way to have none
+    save_timm(theirs, tmp_path / "a")
+    ours = va.load(tmp_path / "a")
+    assert ours.config.init_values is None
+    x = torch.randn(2, 3, 32, 32)
+    assert_same(theirs, ours, x)
+    ours = va.create_model("vit_tiny_patch16_224", **options, init_values=0.0).eval()  # ours is one of zeros
+    ours.blocks[0].ls1.gamma.data.fill_(0.5)
+    va.save(ours, tmp_path / "b", layout="timm")
+    assert_same(timm.create_model(f"local-dir:{tmp_path / 'b'}", pretrained=True).eval(), ours, x)
 
 
 def test_preprocessing(tmp_path):

@@ -64,7 +64,12 @@ def test_variants_are_timms():
     timm = reference_libs.timm()
     names = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}
     with torch.device("meta"):
-        for name in va.list_models("vit*")[::5] + va.list_models("*t3_*")[::4] + va.list_models("flexi*"):
+        for name in (
+            va.list_models("vit*")[::5]
+            + va.list_models("*t3_*")[::4]
+            + va.list_models("flexi*")
+            + ["deit_base_distilled_patch16_384"]
+        ):
             theirs, ours = timm.create_model(name, num_classes=5), va.create_model(name, num_classes=5)
             shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (ours, theirs)]
             assert shapes[0] == shapes[1], name
@@ -76,17 +81,56 @@ def test_variants_are_timms():
             assert (c.global_pool, c.no_embed_class) == (theirs.global_pool, theirs.no_embed_class), name
 
 
-def test_training_interface_matches_timm():
-    theirs, ours, _ = pair(5)
-    assert ours.no_weight_decay() == theirs.no_weight_decay() - {"dist_token"}
-    assert ours.group_matcher() == theirs.group_matcher()
+def distilled_pair():
+    name = "deit_tiny_distilled_patch16_224"
+    theirs = reference_libs.timm().create_model(name, **SMALL).eval()
+    ours = va.create_model(name, **SMALL).eval()
+    theirs.load_state_dict(ours.state_dict())
+    return theirs, ours, images(ours)
+
+
+@pytest.mark.parametrize("build", [lambda: pair(5), distilled_pair])
+def test_training_interface_matches_timm(build):
+    theirs, ours, _ = build()
+    assert ours.no_weight_decay() == theirs.no_weight_decay() | {"reg_token", "dist_token"}
     from timm.models import group_parameters
 
-    timm_layers = {
-        n: i for i, names in group_parameters(theirs, theirs.group_matcher()).items() for n in names
-    }
-    assert ours.layer_ids() == timm_layers
+    layers = [
+        {n: i for i, names in group_parameters(m, m.group_matcher()).items() for n in names}
+        for m in (ours, theirs)
+    ]
+    assert ours.layer_ids() == layers[0] == layers[1]
     assert ours.num_params() == sum(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.parametrize("both_heads", [False, True])
+def test_distilled_matches_timm(both_heads):
+    theirs, ours, x = distilled_pair()
+    grads = []
+    with torch.no_grad():
+        pairs = [
+            (m(x), m.forward_features(x), m.forward_head(m.forward_features(x), True)) for m in (ours, theirs)
+        ]
+        for a, b in zip(*pairs, strict=True):
+            assert_close(a, b, 1e-5)
+        assert_close(ours(x, pre_logits=True), pairs[1][2], 1e-5)
+    for model in (ours.train(), theirs.train()):
+        model.distilled_training = both_heads
+        out = model(x)
+        out = torch.stack(out) if both_heads else out
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        grads.append({n: p.grad for n, p in model.named_parameters()})
+    for name, g in grads[1].items():
+        assert_close(grads[0][name], g, 1e-3)
+    for model in (ours, theirs):
+        model.reset_classifier(4)
+        assert [h.out_features for h in model.get_classifier()] == [4, 4]
+
+
+def test_distilled_excludes():
+    for options in ({"global_pool": "avg"}, {"reg_tokens": 1}, {"no_embed_class": True}, {"fc_norm": True}):
+        with pytest.raises(ValueError, match="with distilled=True"):
+            make(distilled=True, **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"no_embed_class": True, "reg_tokens": 2}, {"global_pool": "avg"}])

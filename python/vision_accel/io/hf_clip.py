@@ -221,8 +221,8 @@ def _not_expressible(c: dict[str, Any], kind: str) -> list[str]:
             "global_pool": "map" if siglip else "token", "class_token": not siglip, "pre_norm": not siglip,
             "reg_tokens": 0, "pos_embed": "learn", "no_embed_class": False, "qkv_bias": True,
             "proj_bias": True, "qk_norm": False, "scale_attn_norm": False, "scale_mlp_norm": False,
-            "init_values": None, "mlp_layer": "mlp", "final_norm": True, "dynamic_img_pad": False,
-            "pooler_dim": None,
+            "init_values": None, "distilled": False, "mlp_layer": "mlp", "final_norm": True,
+            "dynamic_img_pad": False, "pooler_dim": None,
         },
         "text.": {
             "causal": not siglip, "init_values": None,

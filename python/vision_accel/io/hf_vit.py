@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hugging Face layout of ViT, DINOv2 and DINOv2 with registers: configs and weight names, both ways.
+"""Hugging Face layout of ViT, DeiT, DINOv2 and DINOv2 with registers: configs and weight names, both ways.
+
+A DeiT with one head is a ViT with one register token, which has a position.
 
 The names are those of the files. transformers 5 renames the weights in memory, and back when it saves;
 a state dict saved without it has the new names, which are read too.
@@ -17,6 +19,7 @@ from vision_accel.io.tensors import describe
 # Model type -> its image processor where preprocessor_config.json names none.
 PROCESSORS = {
     "vit": "ViTImageProcessor",
+    "deit": "DeiTImageProcessor",
     "dinov2": "BitImageProcessor",
     "dinov2_with_registers": "BitImageProcessor",
 }
@@ -68,7 +71,7 @@ def read(
     Raises:
         ValueError: missing or unexpected weights, or an option that cannot be honoured.
     """
-    dino = config["model_type"] != "vit"
+    dino = config["model_type"].startswith("dinov2")
     tensors = _file_names(tensors, config["model_type"])
     fields = _read_config(config, tensors, dino)
     found, used, missing = {}, set(), []
@@ -83,7 +86,7 @@ def read(
     unexpected = sorted(set(tensors) - used - {"embeddings.mask_token"})
     if missing or unexpected:
         raise ValueError(describe(missing, unexpected))
-    if fields["reg_tokens"]:
+    if fields.get("no_embed_class"):
         # The class token always has its own position, registers have none: it is folded into the token.
         found["cls_token"] = found["cls_token"] + found["pos_embed"][:, :1]
         found["pos_embed"] = found["pos_embed"][:, 1:]
@@ -92,7 +95,8 @@ def read(
 
 def _file_names(tensors: dict[str, Tensor], model_type: str) -> dict[str, Tensor]:
     """The weights without the name of the base model in front, new names changed back."""
-    rules = [(re.compile(a), b) for a, b in _RENAMED + (_RENAMED_VIT if model_type == "vit" else [])]
+    dino = model_type.startswith("dinov2")
+    rules = [(re.compile(a), b) for a, b in _RENAMED + ([] if dino else _RENAMED_VIT)]
     renamed = {}
     for name, tensor in tensors.items():
         short = name.removeprefix(f"{model_type}.")
@@ -118,7 +122,10 @@ def _read_config(config: dict[str, Any], tensors: dict[str, Tensor], dino: bool)
         raise ValueError(
             f"hidden_act {c['hidden_act']!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
         )
-    head, pooler = tensors.get("classifier.weight"), tensors.get("pooler.dense.weight")
+    deit = c["model_type"] == "deit"
+    distilled = deit and "cls_classifier.weight" in tensors
+    head = tensors.get("cls_classifier.weight" if distilled else "classifier.weight")
+    pooler = tensors.get("pooler.dense.weight")
     if pooler is not None and c["pooler_act"] != "tanh":
         raise ValueError(f"pooler_act {c['pooler_act']!r} is not supported, only tanh")
     fields = {
@@ -137,7 +144,8 @@ def _read_config(config: dict[str, Any], tensors: dict[str, Tensor], dino: bool)
         "proj_drop_rate": c["hidden_dropout_prob"],
         "attn_drop_rate": c["attention_probs_dropout_prob"],
         "pos_embed_antialias": False,
-        "reg_tokens": 0,
+        "reg_tokens": int(deit and not distilled),
+        "distilled": distilled,
         "pooler_dim": None if pooler is None else pooler.shape[0],
     }
     if dino:
@@ -146,7 +154,7 @@ def _read_config(config: dict[str, Any], tensors: dict[str, Tensor], dino: bool)
         registers = c["num_register_tokens"] if c["model_type"] == "dinov2_with_registers" else 0
         fields |= {
             "mlp_ratio": ratio(int(width * c["mlp_ratio"]), width),
-            "init_values": c["layerscale_value"] or 1.0,  # 0 would mean none
+            "init_values": c["layerscale_value"],
             "reg_tokens": registers,
             "no_embed_class": registers > 0,
             "drop_path_rate": c["drop_path_rate"],
@@ -200,8 +208,10 @@ def _names(c: dict[str, Any], dino: bool) -> Iterator[tuple[str, list[str]]]:
     """Our name of each weight, and its name in the file, or its three names for a packed qkv."""
     yield "cls_token", ["embeddings.cls_token"]
     yield "pos_embed", ["embeddings.position_embeddings"]
-    if c["reg_tokens"]:
-        yield "reg_token", ["embeddings.register_tokens"]
+    if c["distilled"]:
+        yield "dist_token", ["embeddings.distillation_token"]
+    elif c["reg_tokens"]:
+        yield "reg_token", [f"embeddings.{'register_tokens' if dino else 'distillation_token'}"]
     modules = [("patch_embed.proj", ["embeddings.patch_embeddings.projection"])]
     for i in range(c["depth"]):
         ours, theirs = f"blocks.{i}.", f"encoder.layer.{i}."
@@ -225,7 +235,9 @@ def _names(c: dict[str, Any], dino: bool) -> Iterator[tuple[str, list[str]]]:
     if c["pooler_dim"]:
         modules.append(("pooler", ["pooler.dense"]))
     if c["num_classes"]:
-        modules.append(("head", ["classifier"]))
+        modules.append(("head", ["cls_classifier" if c["distilled"] else "classifier"]))
+    if c["distilled"]:
+        modules.append(("head_dist", ["distillation_classifier"]))
     for ours, parts in modules:
         yield f"{ours}.weight", [f"{p}.weight" for p in parts]
         if c["qkv_bias"] or not ours.endswith(".qkv"):
@@ -240,16 +252,21 @@ def write(
     Raises:
         ValueError: what Hugging Face's classes cannot express.
     """
-    dino = c["init_values"] is not None or c["reg_tokens"] > 0
-    model_type = "vit" if not dino else "dinov2_with_registers" if c["reg_tokens"] else "dinov2"
+    plain = c["init_values"] is None and not c["no_embed_class"]
+    deit = c["distilled"] or (c["reg_tokens"] == 1 and plain)
+    dino = not deit and (c["reg_tokens"] > 0 or c["init_values"] is not None)
+    model_type = "deit" if deit else "vit" if not dino else "dinov2"
+    model_type += "_with_registers" if dino and c["reg_tokens"] else ""
     reasons = _not_expressible(c, dino)
     if reasons:
         raise ValueError(
             f"Hugging Face's {model_type} cannot express {', '.join(reasons)}; use layout='timm'"
         )
-    class_name = {"vit": "ViT", "dinov2": "Dinov2"}.get(model_type, "Dinov2WithRegisters")
+    class_name = {"vit": "ViT", "deit": "DeiT", "dinov2": "Dinov2"}.get(model_type, "Dinov2WithRegisters")
+    class_name += "ForImageClassification" if c["num_classes"] else "Model"
+    class_name += "WithTeacher" if c["distilled"] else ""
     config: dict[str, Any] = {
-        "architectures": [class_name + ("ForImageClassification" if c["num_classes"] else "Model")],
+        "architectures": [class_name],
         "model_type": model_type,
         "image_size": one(c["img_size"]),
         "patch_size": one(c["patch_size"]),
@@ -302,7 +319,7 @@ def _write_tensors(
         found.update(zip(names, tensors[ours].chunk(len(names)), strict=True))
     if not c["num_classes"]:
         return found
-    return {n if n.startswith("classifier.") else f"{model_type}.{n}": t for n, t in found.items()}
+    return {n if "classifier." in n else f"{model_type}.{n}": t for n, t in found.items()}
 
 
 def one(pair: tuple[int, int]) -> int | list[int]:
@@ -327,6 +344,7 @@ def _not_expressible(c: dict[str, Any], dino: bool) -> list[str]:
         "qk_norm": False,
         "scale_attn_norm": False,
         "scale_mlp_norm": False,
+        "init_values": c["init_values"] if dino else None,
         "pre_norm": False,
         "final_norm": True,
         "dynamic_img_pad": False,
@@ -340,8 +358,10 @@ def _not_expressible(c: dict[str, Any], dino: bool) -> list[str]:
         reasons.append("fc_norm=True")
     if dino and c["init_values"] is None:
         reasons.append("register tokens without layer scale")
-    if c["reg_tokens"] and not c["no_embed_class"]:
+    if dino and c["reg_tokens"] and not c["no_embed_class"]:
         reasons.append("position embeddings of register tokens")
+    if c["distilled"] and not c["num_classes"]:
+        reasons.append("distillation without heads")
     if c["pooler_dim"] and (dino or c["num_classes"]):
         reasons.append("a pooler together with a head" if c["num_classes"] else "a pooler")
     if dino and _dino_ratio(c) is None:

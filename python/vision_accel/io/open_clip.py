@@ -339,10 +339,10 @@ def _differing(options: dict[str, Any], prefix: str, expected: dict[str, Any]) -
 def _not_native(c: dict[str, Any], tensors: dict[str, Tensor]) -> list[str]:
     v, t = c["vision"], c["text"]
     reasons = _differing(v, "vision.", {
-        "in_chans": 3, "class_token": True, "reg_tokens": 0, "pos_embed": "learn", "no_embed_class": False,
-        "qkv_bias": True, "proj_bias": True, "qk_norm": False, "scale_attn_norm": False,
-        "scale_mlp_norm": False, "mlp_layer": "mlp", "final_norm": True, "dynamic_img_pad": False,
-        "pool_include_prefix": False, "pooler_dim": None,
+        "in_chans": 3, "class_token": True, "reg_tokens": 0, "distilled": False, "pos_embed": "learn",
+        "no_embed_class": False, "qkv_bias": True, "proj_bias": True, "qk_norm": False,
+        "scale_attn_norm": False, "scale_mlp_norm": False, "mlp_layer": "mlp", "final_norm": True,
+        "dynamic_img_pad": False, "pool_include_prefix": False, "pooler_dim": None,
     })  # fmt: skip
     reasons += _differing(c, "", {"vision_proj": "linear", "vision_proj_bias": False})
     if v["global_pool"] not in ("token", "avg"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""timm's layout of its VisionTransformer. The weights have our names, as ours are timm's."""
+"""timm's layout of its VisionTransformer, plain or distilled. Our names of the weights are timm's."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 _IGNORED = {"weight_init", "fix_init", "strict_img_size", "use_naflex"}
 _ACTIVATIONS = {"swish": "silu", "hardswish": "hard_swish"}
 # Fields of ours with no place in timm.
-_OURS = {"norm_eps", "mlp_layer", "pooler_dim", "pos_embed_antialias"}
+_OURS = {"norm_eps", "mlp_layer", "distilled", "pooler_dim", "pos_embed_antialias"}
 
 
 def read(
@@ -40,12 +40,14 @@ def read(
         args["act_layer"] = _ACTIVATIONS.get(args["act_layer"], args["act_layer"])
     if not args.get("attn_layer"):
         args.pop("attn_layer", None)
+    if args.get("init_values") == 0:
+        args["init_values"] = None
     fields |= {k: v for k, v in args.items() if k not in _IGNORED}
 
     tensors = dict(tensors)
     offset = pretrained.get("label_offset") or 0
     if offset:  # extra background classes, which timm cuts off when it loads
-        for key in ("head.weight", "head.bias"):
+        for key in [k for k in tensors if k.startswith(("head.", "head_dist."))]:
             tensors[key] = tensors[key][offset:]
     labels = config.get("label_names") or pretrained.get("label_names")
     if isinstance(labels, (list, tuple)):
@@ -70,8 +72,11 @@ def write(
     if changes.get("global_pool") == "token_avg":
         reasons.append("global_pool='token_avg'")
     if variant is None or reasons:
-        raise ValueError(f"timm cannot express {', '.join(reasons)}")
+        hint = "; load it with norm_eps=1e-6 if that will do" if "norm_eps" in changes else ""
+        raise ValueError(f"timm cannot express {', '.join(reasons)}{hint}")
     args = {k: list(v) if isinstance(v, tuple) else v for k, v in changes.items() if k not in _OURS}
+    if args.get("init_values") == 0:
+        args["init_values"] = 1e-5  # 0 would mean no layer scale; its weights are in the file
     head, width = tensors.get("head.weight"), tensors["patch_embed.proj.weight"].shape[0]
     num_classes = 0 if head is None else head.shape[0]
     args["num_classes"] = num_classes
@@ -85,7 +90,7 @@ def write(
         "num_classes": num_classes,
         "pool_size": None,
         "first_conv": "patch_embed.proj",
-        "classifier": "head",
+        "classifier": ["head", "head_dist"] if "dist_token" in tensors else "head",
     }
     config = {
         "architecture": variant,

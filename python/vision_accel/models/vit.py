@@ -2,7 +2,7 @@
 """Vision Transformer.
 
 Source: Dosovitskiy et al. 2020, arXiv:2010.11929. Options, parameter names and numerics are those of timm's
-``VisionTransformer``, so its checkpoints load without a key map.
+``VisionTransformer`` and ``VisionTransformerDistilled``, so their checkpoints load without a key map.
 """
 
 import dataclasses
@@ -29,6 +29,8 @@ from vision_accel.nn import (
     resample_pos_embed,
 )
 
+_STEM = ("cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
+
 
 class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classification"):
     """Vision Transformer: images [B, channels, h, w] -> logits [B, num_classes].
@@ -37,18 +39,20 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
         config: what it is built from.
         preprocess: how images become its input; None if unknown.
         labels: class index -> name; None if unknown.
+        distilled_training: a distilled model in training returns the logits of both heads, not their mean.
     """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.grad_checkpointing = False
+        self.grad_checkpointing = self.distilled_training = False
         dynamic = c.dynamic_img_size or c.dynamic_img_pad
         self.patch_embed = PatchEmbed(
             c.img_size, c.patch_size, c.in_chans, c.embed_dim, not c.pre_norm, dynamic, c.dynamic_img_pad
         )
         length = self.patch_embed.num_patches + (0 if c.no_embed_class else c.num_prefix_tokens)
         self.cls_token = nn.Parameter(torch.empty(1, 1, c.embed_dim)) if c.class_token else None
+        self.dist_token = nn.Parameter(torch.empty(1, 1, c.embed_dim)) if c.distilled else None
         self.reg_token = nn.Parameter(torch.empty(1, c.reg_tokens, c.embed_dim)) if c.reg_tokens else None
         learned = c.pos_embed == "learn"
         self.pos_embed = nn.Parameter(torch.empty(1, length, c.embed_dim)) if learned else None
@@ -57,24 +61,14 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
         self.norm_pre = LayerNorm(c.embed_dim, c.norm_eps) if c.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(
             Block(
-                c.embed_dim,
-                c.num_heads,
-                c.hidden_dim,
-                qkv_bias=c.qkv_bias,
-                proj_bias=c.proj_bias,
-                qk_norm=c.qk_norm,
-                scale_attn_norm=c.scale_attn_norm,
-                scale_mlp_norm=c.scale_mlp_norm,
-                init_values=c.init_values,
-                activation=c.act_layer,
-                mlp=c.mlp_layer,
-                norm_eps=c.norm_eps,
-                proj_drop=c.proj_drop_rate,
-                attn_drop=c.attn_drop_rate,
+                c.embed_dim, c.num_heads, c.hidden_dim, qkv_bias=c.qkv_bias, proj_bias=c.proj_bias,
+                qk_norm=c.qk_norm, scale_attn_norm=c.scale_attn_norm, scale_mlp_norm=c.scale_mlp_norm,
+                init_values=c.init_values, activation=c.act_layer, mlp=c.mlp_layer, norm_eps=c.norm_eps,
+                proj_drop=c.proj_drop_rate, attn_drop=c.attn_drop_rate,
                 drop_path=c.drop_path_rate * i / max(1, c.depth - 1),
             )
             for i in range(c.depth)
-        )
+        )  # fmt: skip
         before, after = c.final_norm and not c.norm_after_pool, c.final_norm and c.norm_after_pool
         self.norm = LayerNorm(c.embed_dim, c.norm_eps) if before else nn.Identity()
         self.attn_pool = (
@@ -85,14 +79,20 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
         self.fc_norm = LayerNorm(self._pooled_dim, c.norm_eps) if after else nn.Identity()
         self.pooler = Linear(self._pooled_dim, c.pooler_dim) if c.pooler_dim else None
         self.head_drop = nn.Dropout(c.drop_rate)
-        self.head: nn.Module = Linear(self.num_features, c.num_classes) if c.num_classes else nn.Identity()
+        self.head = self._new_head()
+        self.head_dist = self._new_head() if c.distilled else None
         self.init_weights()
+
+    def _new_head(self) -> nn.Module:
+        classes = self.config.num_classes
+        return Linear(self.num_features, classes) if classes else nn.Identity()
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """Draw all weights anew, as timm does: truncated normal 0.02 for linear layers and positions."""
-        if self.pos_embed is not None:
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for wide in (self.pos_embed, self.dist_token):
+            if wide is not None:
+                nn.init.trunc_normal_(wide, std=0.02)
         for token in (self.cls_token, self.reg_token):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
@@ -121,7 +121,7 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
     def embed(self, x: Tensor) -> Tensor:
         """Images [B, channels, h, w] -> tokens [B, N, C] as the first block takes them."""
         c, grid = self.config, self.patch_embed.check(x)
-        tokens: list[Tensor] = [t for t in (self.cls_token, self.reg_token) if t is not None]
+        tokens: list[Tensor] = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
         prefix = torch.cat(tokens, dim=1) if tokens else None  # [1, P, C]
         positions = None
         if self.pos_embed is not None:
@@ -154,12 +154,15 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
         return self.norm(x)
 
     def pool(self, x: Tensor) -> Tensor:
-        """Tokens [B, N, C] -> [B, C] by ``global_pool``; unchanged if that is empty."""
+        """Tokens [B, N, C] -> [B, C] by ``global_pool``; unchanged if that is empty.
+
+        Of a distilled model, the mean of its class and distillation tokens.
+        """
         kind = self.config.global_pool
         if not kind:
             return x
         if kind == "token":
-            return x[:, 0]
+            return x[:, :2].mean(dim=1) if self.config.distilled else x[:, 0]
         pooled = x if self.config.pool_include_prefix else x[:, self.config.num_prefix_tokens :]
         if self.attn_pool is not None:
             return self.attn_pool(pooled)
@@ -170,25 +173,28 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
             return torch.cat([x[:, 0], mean], dim=-1)
         return mean if kind == "avg" else 0.5 * (pooled.amax(dim=1) + mean)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
         """Tokens [B, N, C] of :meth:`forward_features` -> logits, or the pooled features in front of them."""
+        if self.head_dist is not None and not pre_logits:
+            both = self.head(self.head_drop(x[:, 0])), self.head_dist(self.head_drop(x[:, 1]))
+            return both if self.distilled_training and self.training else (both[0] + both[1]) / 2
         x = self.fc_norm(self.pool(x))
         if self.pooler is not None:
             x = torch.tanh(self.pooler(x))
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Any:
         """Classify.
 
-        The last block computes only the class token where nothing else is asked of it, which is exact.
+        The last block computes only what the heads see where nothing else is asked of it, which is exact.
 
         Args:
             x: [B, channels, h, w].
             pre_logits: return the features in front of the head.
 
         Returns:
-            [B, num_classes], or the features [B, C] with ``pre_logits`` or without a head.
+            [B, num_classes] (two if ``distilled_training``); features without a head or with ``pre_logits``.
         """
         last = self.blocks[-1] if self.blocks else None
         if self.config.global_pool != "token" or not isinstance(last, Block) or _is_hooked(last, self.norm):
@@ -196,7 +202,7 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
         x = self.embed(x)
         for block in self.blocks[:-1]:
             x = self._run(block, x)
-        x = self._run(last, x, first=1)  # [B, 1, C]
+        x = self._run(last, x, first=1 + self.config.distilled)  # [B, 1 or 2, C]
         return self.forward_head(self.norm(x), pre_logits)
 
     def forward_intermediates(
@@ -254,16 +260,13 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
     ) -> list[Any]:
         """What DINO calls :meth:`forward_intermediates`: the last n blocks, as [B, N, C] or as images."""
         fmt = "NCHW" if reshape else "NLC"
-        found = self.forward_intermediates(
-            x, n, return_prefix_tokens, norm, output_fmt=fmt, intermediates_only=True
-        )
-        return found
+        return self.forward_intermediates(x, n, return_prefix_tokens, norm, False, fmt, True)
 
     # Changes for fine-tuning.
 
-    def get_classifier(self) -> nn.Module:
-        """The head, a linear layer or an identity."""
-        return self.head
+    def get_classifier(self) -> Any:
+        """The head, a linear layer or an identity; of a distilled model both."""
+        return self.head if self.head_dist is None else (self.head, self.head_dist)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give the model a new, freshly drawn head; optionally another pooling (not to or from ``map``)."""
@@ -273,12 +276,9 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
         # The norm stays where it is, whatever the new pooling would have by default.
         fc_norm = self.config.norm_after_pool
         self.config = self.config.replace(num_classes=num_classes, global_pool=pool, fc_norm=fc_norm)
-        like = self.patch_embed.proj.weight
-        head: nn.Module = nn.Identity()
-        if num_classes:
-            head = Linear(self.num_features, num_classes).to(like)
-            head.apply(_init_weights)
-        self.head = head.train(self.training)
+        for name in ("head", "head_dist")[: 1 + self.config.distilled]:
+            head = self._new_head().to(self.patch_embed.proj.weight)
+            setattr(self, name, head.apply(_init_weights).train(self.training))
         self.labels = None
 
     @torch.no_grad()
@@ -319,7 +319,8 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
         new_head = wanted.num_classes != stored.num_classes
         if new_head and "pooler_dim" not in overrides:
             wanted = wanted.replace(pooler_dim=None)
-        fresh = ("head.",) * new_head + ("pooler.",) * (wanted.pooler_dim != stored.pooler_dim)
+        fresh = ("head.", "head_dist.")[: 1 + wanted.distilled] if new_head else ()
+        fresh += ("pooler.",) * (wanted.pooler_dim != stored.pooler_dim)
 
         tensors = {k: v for k, v in checkpoint.tensors.items() if not k.startswith(fresh)}
         if "pos_embed" in tensors:
@@ -359,12 +360,12 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that weight decay should leave alone (besides every bias and norm)."""
-        return {"pos_embed", "cls_token", "reg_token"}
+        return {"pos_embed", "cls_token", "dist_token", "reg_token"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that group parameters by depth, in timm's form."""
         return {
-            "stem": r"^cls_token|reg_token|pos_embed|patch_embed|norm_pre",
+            "stem": rf"^{'|'.join(_STEM)}",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
@@ -377,7 +378,7 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
         for name, _ in self.named_parameters():
             if name.startswith("blocks."):
                 ids[name] = int(name.split(".")[1]) + 1
-            elif name.startswith(("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")):
+            elif name.startswith(_STEM):
                 ids[name] = 0
             else:
                 ids[name] = self.config.depth + (not name.startswith("norm."))

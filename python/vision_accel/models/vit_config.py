@@ -13,6 +13,11 @@ _FUSED = ("gelu", "gelu_tanh", "quick_gelu", "silu")  # with fc1
 ACTIVATIONS = (*_FUSED, "relu", "relu6", "leaky_relu", "hard_swish", "mish", "sigmoid", "tanh")
 POOLS = ("", "token", "avg", "max", "avgmax", "token_avg", "map")
 Size = tuple[int, int]
+# What timm's VisionTransformerDistilled is built with.
+_DISTILLED: dict[str, Any] = {
+    "global_pool": "token", "class_token": True, "reg_tokens": 0, "pos_embed": "learn",
+    "no_embed_class": False, "norm_after_pool": False, "pooler_dim": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class ViTConfig:
     init_values: float | None = None  # initial layer scale; None: no layer scale
     class_token: bool = True
     reg_tokens: int = 0  # register tokens, arXiv:2309.16588
+    distilled: bool = False  # a distillation token and a head for it, arXiv:2012.12877
     pos_embed: str = "learn"  # or "none"
     pos_embed_antialias: bool = True  # when positions are resized: True as timm, False as Hugging Face
     no_embed_class: bool = False  # no position embedding for class and register tokens
@@ -76,6 +82,9 @@ class ViTConfig:
         self._require("global_pool", self.global_pool in POOLS, f"one of {', '.join(map(repr, POOLS))}")
         if self.global_pool in {"token", "token_avg"} and not self.class_token:
             raise ValueError(f"ViT: global_pool {self.global_pool!r} needs class_token=True")
+        if self.distilled:
+            for name, value in _DISTILLED.items():
+                self._require(name, getattr(self, name) == value, f"{value!r} with distilled=True")
         self._require("act_layer", self.act_layer in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
         self._require("mlp_layer", self.mlp_layer in ("mlp", "swiglu"), "mlp or swiglu")
         self._require("pos_embed", self.pos_embed in ("learn", "none"), "learn or none")
@@ -100,8 +109,8 @@ class ViTConfig:
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Class and register tokens, which come before the patches."""
-        return int(self.class_token) + self.reg_tokens
+        """Class, distillation and register tokens, which come before the patches."""
+        return int(self.class_token) + int(self.distilled) + self.reg_tokens
 
     @property
     def norm_after_pool(self) -> bool:
@@ -177,6 +186,9 @@ _VARIANTS: list[tuple[dict[str, Any], str]] = [
      vit_large_patch14_224 vit_large_patch16_224 vit_large_patch16_384 vit_large_patch32_224
      vit_large_patch32_384 vit_huge_patch14_224 vit_giant_patch14_224 vit_gigantic_patch14_224
      deit_tiny_patch16_224 deit_small_patch16_224 deit_base_patch16_224 deit_base_patch16_384"""),
+    ({"distilled": True}, """
+     deit_tiny_distilled_patch16_224 deit_small_distilled_patch16_224 deit_base_distilled_patch16_224
+     deit_base_distilled_patch16_384"""),
     ({"init_values": 1e-6, "no_embed_class": True}, """
      deit3_small_patch16_224 deit3_small_patch16_384 deit3_medium_patch16_224 deit3_base_patch16_224
      deit3_base_patch16_384 deit3_large_patch16_224 deit3_large_patch16_384 deit3_huge_patch14_224"""),
@@ -269,7 +281,9 @@ def variants() -> dict[str, dict[str, Any]]:
     found = dict(_TEST_VARIANTS)
     for recipe, names in _VARIANTS:
         for name in names.split():
-            match = re.fullmatch(r"[a-z]+3?_([a-z0-9]+)(?:_patch(\d+)_(.*?)_?(\d+)?(?:_miil)?)?", name)
+            match = re.fullmatch(
+                r"[a-z]+3?_([a-z0-9]+)(?:_distilled)?(?:_patch(\d+)_(.*?)_?(\d+)?(?:_miil)?)?", name
+            )
             assert match
             size, patch, rest, image = match.group(1, 2, 3, 4)
             width, depth, heads, ratio = SIZES["plus" if (rest or "").startswith("plus") else size]
@@ -283,7 +297,7 @@ def variants() -> dict[str, dict[str, Any]]:
 def nearest_variant(config: ViTConfig) -> tuple[str, dict[str, Any]]:
     """The known variant that differs least from a config, and what differs.
 
-    The norm's eps and the kind of MLP weigh most, because timm has no other place for them.
+    The norm's eps, the kind of MLP and distillation weigh most, because timm has no other place for them.
     """
 
     def changes(name: str) -> dict[str, Any]:
@@ -292,7 +306,7 @@ def nearest_variant(config: ViTConfig) -> tuple[str, dict[str, Any]]:
         return {f: getattr(config, f) for f in fields if getattr(config, f) != getattr(base, f)}
 
     def distance(changed: dict[str, Any]) -> int:
-        return len(changed) + 100 * ("norm_eps" in changed) + 100 * ("mlp_layer" in changed)
+        return len(changed) + 100 * len({"norm_eps", "mlp_layer", "distilled"} & changed.keys())
 
     found = {name: changes(name) for name in variants()}
     name = min(found, key=lambda n: distance(found[n]))

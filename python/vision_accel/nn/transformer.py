@@ -67,13 +67,13 @@ class Block(nn.Module):
             proj_drop,
             causal,
         )
-        self.ls1 = LayerScale(dim, init_values) if init_values else nn.Identity()
+        self.ls1 = LayerScale(dim, init_values) if init_values is not None else nn.Identity()
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = LayerNorm(dim, norm_eps)
         self.mlp = MLPS[mlp](
             dim, hidden_dim, activation, proj_bias, proj_drop, norm_eps if scale_mlp_norm else None
         )
-        self.ls2 = LayerScale(dim, init_values) if init_values else nn.Identity()
+        self.ls2 = LayerScale(dim, init_values) if init_values is not None else nn.Identity()
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Tensor, first: int | None = None, at: Tensor | None = None) -> Tensor:
