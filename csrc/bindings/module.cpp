@@ -11,6 +11,7 @@ PYBIND11_MODULE(_C, m) {
   va::register_activation(m);
   va::register_adamw(m);
   va::register_attention(m);
+  va::register_block_float(m);
   va::register_contrastive_loss(m);
   va::register_conv2d(m);
   va::register_cross_entropy(m);

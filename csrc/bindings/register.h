@@ -10,6 +10,7 @@ void register_runtime(pybind11::module_& m);
 void register_activation(pybind11::module_& m);
 void register_adamw(pybind11::module_& m);
 void register_attention(pybind11::module_& m);
+void register_block_float(pybind11::module_& m);
 void register_contrastive_loss(pybind11::module_& m);
 void register_conv2d(pybind11::module_& m);
 void register_cross_entropy(pybind11::module_& m);

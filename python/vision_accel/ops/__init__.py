@@ -14,6 +14,7 @@ if find_spec("torch") is not None:
     from vision_accel.ops.activation import activation
     from vision_accel.ops.adamw import adamw, grad_norm
     from vision_accel.ops.attention import attention, attention_qkv
+    from vision_accel.ops.block_float import block_float_bytes, pack_block_float, unpack_block_float
     from vision_accel.ops.contrastive_loss import contrastive_loss
     from vision_accel.ops.conv2d import conv2d
     from vision_accel.ops.cross_entropy import cross_entropy
@@ -27,6 +28,7 @@ __all__ = [
     "adamw",
     "attention",
     "attention_qkv",
+    "block_float_bytes",
     "contrastive_loss",
     "conv2d",
     "cross_entropy",
@@ -37,8 +39,10 @@ __all__ = [
     "linear",
     "mlp",
     "normalization_table",
+    "pack_block_float",
     "patchify",
     "pillow_pixels",
     "resample",
+    "unpack_block_float",
     "upsample_conv2d",
 ]
