@@ -13,6 +13,7 @@ from tests.simt.test_memory_bound import (  # noqa: F401  the tests among them a
     assert_close_lists,
     check_activation,
     check_adamw,
+    check_block_float,
     check_cross_entropy,
     check_layer_norm,
     lists_for_adamw,
@@ -20,6 +21,7 @@ from tests.simt.test_memory_bound import (  # noqa: F401  the tests among them a
     test_activation_at_the_limits,
     test_adamw,
     test_adamw_of_mixed_dtypes_and_grad_norm,
+    test_block_float,
     test_cross_entropy,
     test_cross_entropy_of_a_class_out_of_range_is_nan,
     test_layer_norm,
@@ -79,6 +81,25 @@ def test_grad_norm_of_many():
     norm = ops.grad_norm(grads)
     torch.testing.assert_close(norm.double(), expected, rtol=1e-12, atol=0)
     assert torch.equal(norm, ops.grad_norm(grads))
+
+
+@pytest.mark.parametrize("shape", [(8, 1024, 128), (600, 100, 3), (2, 130, 2056)], ids=str)
+def test_larger_block_float(shape):
+    check_block_float(shape)
+
+
+def test_block_float_in_a_graph():
+    x, out = torch.randn(300, 64, 33), torch.empty(300, 64, 33)
+    size = ops.block_float_bytes(64, 33)
+    store, offsets = torch.empty(300 * size, dtype=torch.uint8), [i * size for i in range(300)]
+    ops.pack_block_float(x, store, offsets)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ops.pack_block_float(x, store, offsets)
+        ops.unpack_block_float(store, offsets, out)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert torch.equal(out, reference.block_float(x))
 
 
 @pytest.mark.parametrize("seed", range(4))

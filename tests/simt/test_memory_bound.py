@@ -5,13 +5,15 @@ tests/cuda/test_bandwidth.py runs the same on a GPU, and larger sizes.
 """
 
 import math
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
 import torch
 
+from tests.ops import test_block_float as block_float
 from tests.ops import test_resample as resample
-from vision_accel import ops
+from vision_accel import _C, ops
 from vision_accel.testing import reference
 from vision_accel.testing.compare import assert_accurate
 
@@ -153,6 +155,44 @@ def test_adamw_of_mixed_dtypes_and_grad_norm():
     ops.adamw(params, grads, m, v, step=1, **OPTIONS)
     reference.adamw(*exact, step=1, **OPTIONS)
     assert_close_lists([params], exact[:1])
+
+
+def check_block_float(shape):
+    """Bytes and values of both devices, on rows in any order with strides of their own."""
+    device = torch.empty(0).device
+    x = block_float.rows_of_all_sizes(*shape[1:], rows=shape[0])
+    x[0, -1, -1] = math.nan
+    size = ops.block_float_bytes(*shape[1:])
+    offsets = torch.randperm(shape[0], device="cpu").mul(size).tolist()
+    results = []
+    for on_cpu in (False, True):
+        with cpu_kernels() if on_cpu else nullcontext():
+            image = x.cpu() if on_cpu else x
+            wide = torch.nn.functional.pad(image, (1, 2, 1, 1, 1, 1))[1:-1, 1:-1, 1:-2]
+            store = torch.full((size * shape[0],), 170, dtype=torch.uint8, device=image.device)
+            ops.pack_block_float(wide, store, offsets)
+            out = torch.zeros(shape[1], shape[0], shape[2] + 1, device=image.device).transpose(0, 1)[..., 1:]
+            ops.unpack_block_float(store, offsets, out)
+            results.append((store.to(device), out.to(device)))
+    (store, out), (expected_store, expected) = results
+    assert torch.equal(store, expected_store)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@contextmanager
+def cpu_kernels():
+    """CPU tensors by the CPU's kernels, also where the emulator would take them."""
+    emulates = hasattr(_C, "set_simt_mode")
+    if emulates:
+        _C.set_simt_mode(False)
+    yield
+    if emulates:
+        _C.set_simt_mode(True)
+
+
+@pytest.mark.parametrize("shape", [(2, 33, 5), (1, 16, 130), (3, 1, 1), (300, 17, 3)], ids=str)
+def test_block_float(shape):
+    check_block_float(shape)
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -18,13 +18,30 @@ using I = Vec<int32_t>;
 using U = Vec<uint32_t>;
 typedef uint8_t Bytes __attribute__((vector_size(kLanes<float>)));
 
+// n lanes; whole vectors without the detour of load_n and store_n, which GCC takes through the stack.
+template <class N>
+VA_INLINE F load_lanes(const float* p, N n) {
+  if constexpr (std::is_same_v<N, int64_t>) {
+    return load_n(p, n);
+  } else {
+    return load(p);
+  }
+}
+template <class N>
+VA_INLINE void store_lanes(float* p, F v, N n) {
+  if constexpr (std::is_same_v<N, int64_t>) {
+    store_n(p, v, n);
+  } else {
+    store(p, v);
+  }
+}
 template <class N>
 VA_INLINE U load_words(const uint32_t* p, N n) {
-  return (U)load_n(reinterpret_cast<const float*>(p), n);
+  return (U)load_lanes(reinterpret_cast<const float*>(p), n);
 }
 template <class N>
 VA_INLINE void store_words(uint32_t* p, U v, N n) {
-  store_n(reinterpret_cast<float*>(p), (F)v, n);
+  store_lanes(reinterpret_cast<float*>(p), (F)v, n);
 }
 
 // 2^exponent for raw; 0 for a block of zeros, NaN for one that is not finite.
@@ -39,12 +56,15 @@ VA_INLINE U rounded(F x, F scale) {
   return (U)vmax(sum, splat(kBlockFloatMagic - kBlockFloatLargest));
 }
 
-// n channels of a block of `pixels` <= 16 pixels; the words of a channel are `channels` apart.
+// n channels of a block of `pixels` <= 16 pixels; the words of a channel are `channels` apart. The same
+// channels of the next block are fetched ahead: lines so far apart are not what the hardware expects.
 template <class P, class N>
 VA_INLINE void pack_lanes(const float* x, int64_t stride, P pixels, uint32_t* words, uint8_t* exponents,
                           int64_t channels, N n) {
-  const auto pixel = [&](int p) { return p < pixels ? load_n(x + p * stride, n) : F{}; };
+  const auto pixel = [&](int p) { return p < pixels ? load_lanes(x + p * stride, n) : F{}; };
   I largest{};
+#pragma GCC unroll 16
+  for (int p = 0; p < kPixels; ++p) __builtin_prefetch(x + (p + kPixels) * stride);
 #pragma GCC unroll 16
   for (int p = 0; p < kPixels; ++p) largest = vmax(largest, (I)pixel(p) & 0x7fffffff);
   const I raw = largest >> 23;
@@ -72,9 +92,11 @@ VA_INLINE void unpack_lanes(const uint32_t* words, const uint8_t* exponents, int
   const F scale = scale_of(raw, raw - 18);
   const U low0 = load_words(words + kHalf * channels, n),
           low1 = load_words(words + (kHalf + 1) * channels, n);
+#pragma GCC unroll 10
+  for (int p = 0; p < kBlockFloatWords; ++p) __builtin_prefetch(words + (p + kBlockFloatWords) * channels);
   const auto put = [&](int p, U high, U low) {
     const I q = (I)high >> 12 | (I)(low & 15u);
-    if (p < pixels) store_n(x + p * stride, __builtin_convertvector(q, F) * scale, n);
+    if (p < pixels) store_lanes(x + p * stride, __builtin_convertvector(q, F) * scale, n);
   };
 #pragma GCC unroll 8
   for (int p = 0; p < kHalf; ++p) {

@@ -2,6 +2,7 @@
 """Rows of float32 activations kept in 20.5 bits a value, for work within little memory."""
 
 from collections.abc import Sequence
+from operator import index
 
 import torch
 from torch import Tensor
@@ -47,8 +48,8 @@ def pack_block_float(x: Tensor, store: Tensor, offsets: Sequence[int]) -> None:
 
     Source: block floating point, Wilkinson 1963, "Rounding Errors in Algebraic Processes".
     """
-    _refuse_gradients("pack_block_float", x, store)
-    _C.pack_block_float(x, store, offsets, stream_of(x))
+    _check_tensors("pack_block_float", x=x, store=store)
+    _C.pack_block_float(x, store, [index(i) for i in offsets], stream_of(x))
     torch.autograd.graph.increment_version(store)
 
 
@@ -66,11 +67,14 @@ def unpack_block_float(store: Tensor, offsets: Sequence[int], out: Tensor) -> No
         TypeError: a dtype does not fit.
         NotImplementedError: ``out`` requires a gradient.
     """
-    _refuse_gradients("unpack_block_float", store, out)
-    _C.unpack_block_float(store, offsets, out, stream_of(out))
+    _check_tensors("unpack_block_float", store=store, out=out)
+    _C.unpack_block_float(store, [index(i) for i in offsets], out, stream_of(out))
     torch.autograd.graph.increment_version(out)
 
 
-def _refuse_gradients(name: str, *tensors: Tensor) -> None:
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        raise NotImplementedError(f"{name}: its gradient is not supported")
+def _check_tensors(name: str, **tensors: Tensor) -> None:
+    for argument, t in tensors.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name}: {argument} must be a Tensor, got {type(t).__name__}")
+        if t.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(f"{name}: its gradient is not supported")

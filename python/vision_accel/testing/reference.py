@@ -188,6 +188,19 @@ def adamw(
             p.addcdiv_(m, denom, value=-lr / (1 - b1**step))
 
 
+def block_float(x: Tensor) -> Tensor:
+    """What unpacking gives of packed rows [R, W, C]."""
+    rows, width, channels = x.shape
+    blocks = -(-width // 16)
+    padded = torch.nn.functional.pad(x.double(), (0, 0, 0, blocks * 16 - width))
+    values = padded.view(rows, blocks, 16, channels)
+    largest = values.abs().amax(2, keepdim=True)
+    step = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 19)
+    y = (values / step).round().clamp(-(2**19 - 1), 2**19 - 1) * step
+    y = y.masked_fill(largest < 2.0**-107, 0).masked_fill(~largest.isfinite(), torch.nan)
+    return y.view(rows, blocks * 16, channels)[:, :width].to(x.dtype)
+
+
 def resample(
     image: np.ndarray[Any, Any],
     size: tuple[int, int],
