@@ -143,6 +143,17 @@ def test_bad_config_file(saved, text, message):
         va.load(saved)
 
 
+@pytest.mark.parametrize(("layout", "key"), [("hf", "num_hidden_layers"), ("timm", "depth")])
+def test_a_config_of_more_layers_than_weights(tmp_path, layout, key):
+    """Building that many would not end."""
+    va.save(small(), tmp_path, layout)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (config if layout == "hf" else config["model_args"])[key] = 10**9
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{tmp_path}: the config says {key} 1000000000, but there are only"):
+        va.load(tmp_path)
+
+
 def test_integer_weights(saved):
     tensors = read_tensors(saved)
     save_file({n: t.to(torch.int8) for n, t in tensors.items()}, saved / "model.safetensors")

@@ -25,6 +25,9 @@ TOKENIZER_FILES = (
 TOKENIZER_OPTIONS = "open_clip"  # not a file: the tokenizer's part of open_clip_config.json, as JSON
 _HF_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
+# What counts layers in the configs of all layouts.
+_COUNTS = ("num_hidden_layers", "depth", "layers", "layers_per_block", "block_out_channels")
+
 _T = TypeVar("_T")
 
 
@@ -102,27 +105,41 @@ def _located(directory: Path, read: Callable[[], _T]) -> _T:
         raise ValueError(f"{directory}: the config has no {e}") from e
 
 
+def _enough(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights; a ValueError if there are fewer than layers: building these could take for ever."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _enough(value, tensors)
+        count = len(value) if isinstance(value, list) else value
+        if key in _COUNTS and isinstance(count, int) and count > len(tensors):
+            raise ValueError(f"the config says {key} {count}, but there are only {len(tensors)} weights")
+    return tensors
+
+
 def _read_hf(directory: Path, config: dict[str, Any]) -> Checkpoint:
     kind = config["model_type"]
     if kind in list(hf_clip.PROCESSORS):  # a list: the value may be of any kind
-        fields, tensors = hf_clip.read(config, read_tensors(directory))
+        fields, tensors = hf_clip.read(config, _enough(config, read_tensors(directory)))
         processor = _read_processor(directory, hf_clip.PROCESSORS[kind])
         return Checkpoint(
             "clip", "hf", fields, tensors, preprocess=processor, tokenizer=_read_tokenizer(directory)
         )
     hf_vit.check(config, hf_clip.PROCESSORS)
-    fields, tensors, labels = hf_vit.read(config, read_tensors(directory))
+    fields, tensors, labels = hf_vit.read(config, _enough(config, read_tensors(directory)))
     processor = _read_processor(directory, hf_vit.PROCESSORS[kind])
     return Checkpoint("vit", "hf", fields, tensors, None, labels, processor)
 
 
 def _read_timm(directory: Path, config: dict[str, Any]) -> Checkpoint:
-    variant, fields, tensors, labels, pretrained = timm_vit.read(config, read_tensors(directory))
+    variant, fields, tensors, labels, pretrained = timm_vit.read(
+        config, _enough(config, read_tensors(directory))
+    )
     return Checkpoint("vit", "timm", fields, tensors, variant, labels, pretrained)
 
 
 def _read_diffusers(directory: Path, config: dict[str, Any]) -> Checkpoint:
-    fields, tensors = autoencoder.read_diffusers(config, read_tensors(directory, whole=autoencoder.WEIGHTS))
+    tensors = _enough(config, read_tensors(directory, whole=autoencoder.WEIGHTS))
+    fields, tensors = autoencoder.read_diffusers(config, tensors)
     return Checkpoint("autoencoderkl", "diffusers", fields, tensors)
 
 
@@ -143,7 +160,7 @@ def _read_open_clip(directory: Path) -> Checkpoint:
     if not isinstance(config.get("model_cfg"), dict):
         raise ValueError(f"{open_clip.CONFIG} has no model_cfg")
     fields = open_clip.read_config(config["model_cfg"])
-    tensors = read_tensors(directory, open_clip.WEIGHTS)
+    tensors = _enough(config, read_tensors(directory, open_clip.WEIGHTS))
     size = (config["model_cfg"].get("vision_cfg") or {}).get("image_size", 224)
     recipe = {"size": size} | (config.get("preprocess_cfg") or {})
     tokenizer = _read_tokenizer(directory)

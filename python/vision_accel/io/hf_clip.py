@@ -106,7 +106,7 @@ _OWN = {"patch_size", "vocab_size", "max_position_embeddings", "eos_token_id", "
 
 def _common(tower: str, c: dict[str, Any]) -> dict[str, Any]:
     check_sizes(c, f"{tower}_config.")
-    if c["hidden_act"] not in list(ACTIVATIONS):
+    if c["hidden_act"] not in list(ACTIVATIONS):  # a list: the value may be of any kind
         raise ValueError(
             f"{tower}_config.hidden_act {c['hidden_act']!r} is not supported; supported are"
             f" {', '.join(ACTIVATIONS)}"

@@ -118,7 +118,7 @@ def _read_config(config: dict[str, Any], tensors: dict[str, Tensor], dino: bool)
     width = c["hidden_size"]
     if c.get("head_dim") not in {None, width // c["num_attention_heads"]}:
         raise ValueError(f"head_dim {c['head_dim']} is not hidden_size / num_attention_heads")
-    if c["hidden_act"] not in list(ACTIVATIONS):
+    if c["hidden_act"] not in list(ACTIVATIONS):  # a list: the value may be of any kind
         raise ValueError(
             f"hidden_act {c['hidden_act']!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
         )

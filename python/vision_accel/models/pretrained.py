@@ -125,6 +125,8 @@ def load(
         model = _MODELS[checkpoint.model].from_checkpoint(checkpoint, **config_overrides)
     except ValueError as e:
         raise ValueError(f"{directory}: {e}") from e
+    except RuntimeError as e:  # torch: sizes beyond all memory
+        raise ValueError(f"{directory}: the config describes no model that can be built: {e}") from e
     return model.to(device=device, dtype=dtype).eval()
 
 
