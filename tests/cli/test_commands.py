@@ -128,12 +128,14 @@ def test_own_fault_is_1(run, monkeypatch):
     assert "internal error: AssertionError: this cannot be (--debug shows the traceback)" in err
 
 
-def test_missing_package_is_named(fails, monkeypatch):
+def test_missing_package_is_named(fails, monkeypatch, tmp_path):
     def missing(*_):
         raise ModuleNotFoundError("No module named 'yaml'", name="yaml")
 
     monkeypatch.setattr("vision_accel.cli.info.parse", missing)
     assert "needs yaml: pip install 'vision-accel[train]'" in fails("info")
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    assert "needs skimage: pip install scikit-image" in fails("demo", "autoencoder-kl", "--output", tmp_path)
 
 
 def test_reader_that_goes_away(model_dir, classes):
@@ -306,6 +308,10 @@ def test_embed(run, fails, model_dir, classes, tmp_path):
         assert file["features"].shape == (3, 48)
     assert "none of the 1 images" in run("embed", model_dir, tmp_path / "bad.png", "--output", output)[2]
     assert "cannot write" in fails("embed", model_dir, classes / "val", "--output", tmp_path / "none/f.npz")
+    (tmp_path / "texts.txt").write_text("a cat\n")
+    assert "--pooling" in fails(
+        "embed", model_dir, "--texts-file", tmp_path / "texts.txt", "--pooling", "avg"
+    )
 
 
 def test_eval(run, fails, model_dir, classes, tmp_path):
@@ -318,6 +324,23 @@ def test_eval(run, fails, model_dir, classes, tmp_path):
     assert found["top1"] == pytest.approx(np.mean(right))
     assert "top-1" in run("eval", model_dir, classes / "val", "--workers", 0)[1]
     assert "none" in fails("eval", model_dir, tmp_path / "none")
+    assert "--templates: is for a CLIP" in fails("eval", model_dir, classes / "val", "--templates", "a {}")
+
+
+def test_eval_confusion_has_the_precision_of_the_scores(run, model_dir, classes, tmp_path, monkeypatch):
+    seen = []
+    forward = va.ViT.forward
+
+    def watched(self, x, *args):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return forward(self, x, *args)
+
+    monkeypatch.setattr(va.ViT, "forward", watched)
+    for precision, used in (("fp32", False), ("bf16", True)):
+        seen.clear()
+        options = ("--workers", 0, "--precision", precision, "--confusion", tmp_path / "c.png")
+        assert run("eval", model_dir, classes / "val", "--batch-size", 9, *options)[0] == 0
+        assert seen == [used, used]
 
 
 @pytest.mark.parametrize("layout", ["hf", "timm"])

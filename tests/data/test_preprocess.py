@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vision_accel as va
 from tests import reference_libs
 from vision_accel.data.images import ImageError
 from vision_accel.data.preprocess import Preprocess
@@ -276,3 +277,11 @@ def test_recipe_is_a_value():
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.size = (1, 1)
     assert Preprocess(**dataclasses.asdict(recipe)) == recipe
+
+
+def test_public_names():
+    assert va.data.Preprocess is Preprocess
+    assert issubclass(va.data.ImageError, ValueError)
+    assert va.data.load_image(np.zeros((2, 3, 3), np.uint8)).shape == (2, 3, 3)
+    with pytest.raises(AttributeError, match="has no attribute 'Preproces'"):
+        _ = va.data.Preproces

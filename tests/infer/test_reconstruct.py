@@ -135,6 +135,7 @@ def test_command_decode(vae, image_root, tmp_path, capsys):
     for flags, message in (
         ([str(file)], "name --output or --grid"),
         (["--interpolate", "a", "b", f"--grid={grid}"], "needs a file of latents"),
+        ([str(file), "--size", "8", "8", f"--grid={grid}"], "--size: is for random latents"),
         ([str(nan), f"--grid={grid}"], "the latent 'x' is not finite"),
         ([str(broken), f"--grid={grid}"], "is not a whole safetensors file"),
         ([str(file), "--interpolate", "a", "b", f"--grid={grid}"], "has no latent 'a'"),

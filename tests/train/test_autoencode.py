@@ -180,6 +180,7 @@ def test_image_files(image_root, tmp_path):
         ("model", {"img_size": 16}, "discriminator needs images of at least 32 x 32"),
         ("model", {"name": "vit_tiny_patch16_224", "overrides": {}}, "is a ViT, not an AutoencoderKL"),
         ("model", {"overrides": {"latent_chanels": 2}}, "did you mean 'latent_channels'"),
+        ("model", {"overrides": {"block_out_channels": "[8"}}, "must be numbers with commas, got .\\[8"),
         ("autoencode", {"perceptual_weights": "nowhere.pth"}, "no such file: nowhere.pth"),
         ("autoencode", {"kl_weight": -1.0}, "autoencode.kl_weight: must be at least 0"),
         ("data", {"train": ""}, "name a folder of images"),

@@ -66,6 +66,10 @@ def test_file_sets_some_options(tmp_path):
         ({"model": {"drop_path": 1.5}}, "model.drop_path: must be at most 0.999, got 1.5"),
         ({"optim": {"lr": float("nan")}}, "optim.lr: must be at least 0, got nan"),
         ({"optim": {"betas": [0.9, 1]}}, "optim.betas: must be at least 0 and below 1, got [0.9, 1.0]"),
+        ({"contrastive": {"vocab_size": 600}}, "contrastive.vocab_size: is for the task contrastive, not cl"),
+        ({"task": "autoencode", "model": {"drop_path": 0.1}}, "model.drop_path: is for the task classify or"),
+        ({"task": "contrastive", "augment": {"mixup": 0.1}}, "augment.mixup: is for the task classify, not"),
+        ({"task": "contrastive", "autoencode": {"rec_loss": "l2"}}, "autoencode.rec_loss: is for the task"),
     ],
 )
 def test_mistakes_name_the_option(values, message):

@@ -200,7 +200,8 @@ def test_bad_options(options, sources):
     for change, message in (
         (lambda c: setattr(c.model, "name", "vit_tiny_patch16_224"), "TypeError|expected a CLIP|no option"),
         (lambda c: setattr(c.contrastive, "vocab_size", 5), "vocab_size must be at least 514"),
-        (lambda c: setattr(c.contrastive, "vocab_size", 0), "model: no tokenizer"),
+        (lambda c: setattr(c.contrastive, "vocab_size", 0), "no tokenizer.*contrastive.vocab_size learns"),
+        (lambda c: setattr(c.model, "init_from", "x"), "contrastive.vocab_size: .* has a vocabulary already"),
         (lambda c: setattr(c.data, "train", ""), "data.train: name captioned pictures"),
     ):
         config = va.train.from_dict(options.to_dict())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vision-accel <command>``. One module per command; a module is imported only when its command runs.
 
-Exit codes: 0 all well; 1 an error of vision-accel itself; 2 bad input or usage, nothing was done;
-3 finished, but some images could not be read (each is named on stderr); 130 interrupted.
+Exit codes: 0 all well; 1 an error of vision-accel itself, or a demo that failed; 2 bad input or usage,
+nothing was done; 3 finished, but some images could not be read (each is named on stderr); 130 interrupted.
 Results go to stdout, messages and progress to stderr.
 """
 
@@ -14,6 +14,8 @@ from vision_accel import __version__
 from vision_accel._suggest import did_you_mean
 
 SOME_IMAGES_BAD = 3
+# Modules that no extra brings -> what to install.
+PACKAGES = {"sklearn": "scikit-learn", "skimage": "scikit-image"}
 
 # Command -> what it does. The module of the same name has run(argv) -> exit code.
 COMMANDS = {
@@ -90,7 +92,8 @@ def is_users(error: Exception) -> bool:
 def one_line(error: Exception) -> str:
     """The message of an error on one line, naming the file or the package it is about."""
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("vision_accel"):
-        return f"this command needs {error.name}: pip install 'vision-accel[train]'"
+        package = PACKAGES.get(error.name.partition(".")[0], "'vision-accel[train]'")
+        return f"this command needs {error.name}: pip install {package}"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     text = " ".join(str(error).split())

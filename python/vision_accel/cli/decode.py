@@ -53,6 +53,8 @@ def run(argv: list[str]) -> int:
         raise ValueError("nothing to write: name --output or --grid")
     if options.interpolate is not None and options.latents is None:
         raise ValueError("--interpolate: needs a file of latents")
+    if options.size is not None and options.latents is not None:
+        raise ValueError("--size: is for random latents; those of a file have theirs")
     model = load_autoencoder(options, options.model, options.max_memory)
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vision-accel demo``, ``demo clip`` and ``demo autoencoder-kl``."""
 
-import importlib
+import sys
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from tyro.conf import FlagCreatePairsOff
@@ -23,8 +25,8 @@ class Demo:
     """Passes over the training images."""
     seed: int = 0
     """Seed of the weights, the order of images and their augmentation."""
-    no_timing: FlagCreatePairsOff[bool] = False
-    """Leave out the comparison with PyTorch."""
+    timing: bool = True
+    """Compare the speed with PyTorch's."""
 
 
 @dataclass
@@ -62,41 +64,25 @@ class ClipDemo:
     """Go on with an interrupted run: it ends with the same weights."""
 
 
-_OTHERS: dict[str, tuple[type[AutoencoderDemo | ClipDemo], str]] = {
-    "autoencoder-kl": (AutoencoderDemo, "autoencoder"),
-    "clip": (ClipDemo, "clip"),
+# First argument -> options and module of a demo; the first is the one without a name.
+_DEMOS: dict[str, tuple[type[Demo | AutoencoderDemo | ClipDemo], str]] = {
+    "": (Demo, "vision_accel.demo"),
+    "autoencoder-kl": (AutoencoderDemo, "vision_accel.demo.autoencoder"),
+    "clip": (ClipDemo, "vision_accel.demo.clip"),
 }
-
-
-def _run_other(name: str, argv: list[str]) -> int:
-    kind, module = _OTHERS[name]
-    options = parse(kind, argv, f"vision-accel demo {name}")
-    # Imports torch, for which --help must not wait.
-    demo = importlib.import_module(f"vision_accel.demo.{module}")
-    options.output.mkdir(parents=True, exist_ok=True)
-    demo.run(
-        options.output,
-        steps=options.steps,
-        seed=options.seed,
-        resume=options.resume,
-        say=lambda text: print(text, flush=True),
-    )
-    return 0
 
 
 def run(argv: list[str]) -> int:
     """Run the command."""
-    if argv and argv[0] in _OTHERS:
-        return _run_other(argv[0], argv[1:])
-    options = parse(Demo, argv, "vision-accel demo")
-    from vision_accel import demo  # noqa: PLC0415  (imports torch: --help must not wait for it)
-
-    options.output.mkdir(parents=True, exist_ok=True)
-    demo.run(
-        options.output,
-        epochs=options.epochs,
-        seed=options.seed,
-        timing=not options.no_timing,
-        say=lambda text: print(text, flush=True),
-    )
+    name = argv[0] if argv and argv[0] in _DEMOS else ""
+    kind, module = _DEMOS[name]
+    options = vars(parse(kind, argv[1:] if name else argv, f"vision-accel demo {name}".strip()))
+    demo = import_module(module)  # imports torch, for which --help must not wait
+    out = options.pop("output")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        demo.run(out, **options, say=partial(print, flush=True))
+    except demo.DemoError as error:
+        print(f"vision-accel demo: {error}", file=sys.stderr)
+        return 1
     return 0

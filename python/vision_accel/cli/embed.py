@@ -76,6 +76,8 @@ def run(argv: list[str]) -> int:
 def _embed_texts(options: Embed) -> int:
     if options.images:
         raise ValueError("name images or --texts-file, not both")
+    if options.pooling != "model":
+        raise ValueError("--pooling: is for images; a text has one embedding")
     texts = read_lines(options.texts_file)
     if not texts:
         raise ValueError(f"{options.texts_file}: has no lines")

@@ -60,6 +60,8 @@ def run(argv: list[str]) -> int:
     if isinstance(model, va.CLIP):
         names = [name.replace("_", " ") for name in folder.classes]
         model = ZeroShot(model, folder.classes, options.templates, names=names)
+    elif options.templates != Eval.templates:
+        raise ValueError(f"--templates: is for a CLIP, and {options.model} is a {type(model).__name__}")
     result = va.train.evaluate(
         model,
         options.data,
@@ -100,8 +102,11 @@ class _Readable(Sequence[bytes]):
 
 
 def _draw_confusion(model: Any, folder: Source, options: Eval) -> None:
+    from vision_accel.train.evaluate import autocast  # noqa: PLC0415
+
     assert options.confusion is not None
-    with va.infer.replacing(options.confusion) as file:
+    device = next(model.parameters()).device
+    with va.infer.replacing(options.confusion) as file, autocast(device, options.precision):
         results = list(
             va.infer.iter_classify(
                 model, _Readable(folder), 1, batch_size=options.batch_size, on_error="skip"

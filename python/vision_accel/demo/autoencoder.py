@@ -95,7 +95,7 @@ def run(
             shutil.rmtree(out / old, ignore_errors=True)
     counts = write_crops(out / "crops")
     say(f"crops of photographs: {counts[0]} for training, {counts[1]} held out, in {out / 'crops'}")
-    result = fit(options(out, steps, seed), out, say)
+    result = fit(options(out, steps, seed), out, say, "; --resume goes on with it")
     directory = result.run_dir / "model"
 
     vae = va.load(directory)

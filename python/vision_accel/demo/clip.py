@@ -83,7 +83,7 @@ def run(
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads - 1))  # one core for the process that reads pictures
     try:
-        result = fit(options(out, steps, seed), out, say)
+        result = fit(options(out, steps, seed), out, say, "; --resume goes on with it")
     finally:
         torch.set_num_threads(threads)
 

@@ -12,7 +12,7 @@ from vision_accel.train.config import TrainOptions
 
 
 def run_options(out: Path, steps: int, seed: int) -> TrainOptions:
-    """A run on the CPU in ``out/run``, evaluated and saved four times, that can be resumed."""
+    """A run on the CPU in ``out/run``, evaluated and saved four times; it goes on if it is there already."""
     return TrainOptions(
         out=str(out / "run"),
         steps=steps,
@@ -22,20 +22,19 @@ def run_options(out: Path, steps: int, seed: int) -> TrainOptions:
         export="last",
         eval_every=max(1, steps // 4),
         save_every=max(1, steps // 4),
-        resume=True,
+        resume=(out / "run").exists(),
     )
 
 
-def fit(config: train.Config, out: Path, say: Callable[[str], None]) -> train.RunResult:
+def fit(config: train.Config, out: Path, say: Callable[[str], None], hint: str = "") -> train.RunResult:
     """Train, and leave ``curves.png`` in ``out``.
 
     Raises:
-        DemoError: the run was stopped.
+        DemoError: the run was stopped; ``hint`` says what to do then.
     """
     start = time.monotonic()
     result = train.fit(config)
     if result.stopped_by:
-        hint = "; --resume goes on with it" if config.train.resume else ""
         raise DemoError(f"training was stopped by {result.stopped_by}{hint}")
     shutil.copyfile(result.run_dir / "curves.png", out / "curves.png")
     say(f"trained {result.step} steps in {time.monotonic() - start:.0f} s; curves: {out / 'curves.png'}")

@@ -47,5 +47,8 @@ def preprocess_of(model: Any) -> Preprocess:
     """
     preprocess: Preprocess | None = getattr(model, "preprocess", None)
     if preprocess is None:
-        raise ValueError("model: its preprocess is not set; load it with va.load, or set model.preprocess")
+        raise ValueError(
+            "model: it does not say how images become its input; set model.preprocess ="
+            " va.data.Preprocess(size=(height, width), mean=..., std=...)"
+        )
     return preprocess

@@ -82,7 +82,8 @@ class ModelOptions:
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     overrides: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """Other fields of the model's configuration, such as embed_dim: 48."""
+    """Other fields of the model's configuration, such as embed_dim: 48 in a file, or as flags embed_dim 48
+    depth 6."""
 
 
 @dataclass
@@ -245,6 +246,7 @@ def from_dict(values: Any) -> Config:
     except ValueError as e:
         raise ConfigError(str(e)) from e
     _check_ranges(config)
+    _check_task(config)
     return config
 
 
@@ -316,6 +318,27 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "train.log_every": (1, None),
     "train.keep": (1, None),
 }
+
+
+# Options, or groups of them, that only some tasks use.
+_OF_TASKS: dict[str, tuple[str, ...]] = {
+    "model.drop_path": ("classify", "contrastive"),
+    "model.patch_dropout": ("classify", "contrastive"),
+    "augment.mixup": ("classify",),
+    "augment.cutmix": ("classify",),
+    "augment.label_smoothing": ("classify",),
+    "autoencode": ("autoencode",),
+    "contrastive": ("contrastive",),
+}
+
+
+def _check_task(config: Config) -> None:
+    """Raise for an option that would be ignored."""
+    values, default = config.to_dict(), Config().to_dict()
+    for key, *_ in (change.partition(":") for change in changed(default, values)):
+        tasks = _OF_TASKS.get(key) or _OF_TASKS.get(key.partition(".")[0])
+        if tasks and config.task not in tasks:
+            raise ConfigError(f"{key}: is for the task {' or '.join(tasks)}, not {config.task}")
 
 
 def _check_ranges(config: Config) -> None:

@@ -128,7 +128,12 @@ class Autoencode:
         settings: dict[str, Any] = dict(options.overrides)
         widths = settings.get("block_out_channels")
         if isinstance(widths, str):
-            settings["block_out_channels"] = tuple(int(w) for w in widths.split(","))
+            try:
+                settings["block_out_channels"] = tuple(int(w) for w in widths.split(","))
+            except ValueError:
+                raise ConfigError(
+                    f"model.overrides: block_out_channels must be numbers with commas, got {widths!r}"
+                ) from None
         vae = start_model(options, settings)
         if not isinstance(vae, va.AutoencoderKL):
             raise ConfigError(f"model.name: {options.name} is a {type(vae).__name__}, not an AutoencoderKL")

@@ -55,6 +55,8 @@ class Contrastive:
         data, options = config.data, config.contrastive
         if not data.train:
             raise ConfigError("data.train: name captioned pictures: a folder, .csv, .tsv or .tar")
+        if options.vocab_size and config.model.init_from:
+            raise ConfigError("contrastive.vocab_size: the model of model.init_from has a vocabulary already")
         self.config, self.world = config, world
         columns = (options.image_column, options.caption_column)
         self.source = open_captions(data.train, *columns, block=data.shuffle_block)
@@ -88,7 +90,7 @@ class Contrastive:
         try:
             _ = model.tokenizer
         except (OSError, ValueError) as e:
-            raise ConfigError(f"model: {e}") from e
+            raise ConfigError(f"model: {e}; contrastive.vocab_size learns a vocabulary") from e
         if own.lock_image:
             model.lock_image_tower(own.unlocked_image_groups)
         if own.lock_text:
