@@ -43,9 +43,9 @@ inline constexpr float kBlockFloatLargest = 524287;  // of |q|
 
 namespace cpu {
 template <Isa isa>
-void pack_block_float(const BlockFloat& args, const BlockFloatRow& row);
+void pack_block_float(const BlockFloat& args, const BlockFloatRow& row, const int64_t* offsets);
 template <Isa isa>
-void unpack_block_float(const BlockFloat& args, const BlockFloatRow& row);
+void unpack_block_float(const BlockFloat& args, const BlockFloatRow& row, const int64_t* offsets);
 }  // namespace cpu
 
 namespace cuda {

@@ -107,15 +107,15 @@ VA_INLINE void unpack_lanes(const uint32_t* words, const uint8_t* exponents, int
 }
 
 // body(first value of a block, its pixels, its words, its exponents) for all blocks of all rows.
-template <class F>
-void for_blocks(const BlockFloat& a, const BlockFloatRow& row, F&& body) {
+template <class Body>
+void for_blocks(const BlockFloat& a, const BlockFloatRow& row, const int64_t* offsets, Body&& body) {
   const int64_t width = a.rows.sizes[1], channels = a.rows.sizes[2];
   parallel_for(
       a.rows.sizes[0] * row.blocks, kGrainValues / (kPixels * channels) + 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           const int64_t r = i / row.blocks, b = i - r * row.blocks, first = b * kPixels;
           float* const x = a.rows.ptr<float>() + r * a.rows.strides[0] + first * a.rows.strides[1];
-          uint8_t* const packed = a.store.ptr<uint8_t>() + a.offsets[r];
+          uint8_t* const packed = a.store.ptr<uint8_t>() + offsets[r];
           uint32_t* const words = reinterpret_cast<uint32_t*>(packed) + b * kBlockFloatWords * channels;
           uint8_t* const exponents = packed + row.exponents + b * channels;
           if (width - first >= kPixels) {
@@ -133,9 +133,9 @@ void for_blocks(const BlockFloat& a, const BlockFloatRow& row, F&& body) {
 namespace cpu {
 
 template <>
-void pack_block_float<kIsa>(const BlockFloat& a, const BlockFloatRow& row) {
+void pack_block_float<kIsa>(const BlockFloat& a, const BlockFloatRow& row, const int64_t* offsets) {
   const int64_t channels = a.rows.sizes[2], stride = a.rows.strides[1];
-  VA_ISA::for_blocks(a, row, [&](const float* x, auto pixels, uint32_t* words, uint8_t* exponents) {
+  VA_ISA::for_blocks(a, row, offsets, [&](const float* x, auto pixels, uint32_t* words, uint8_t* exponents) {
     VA_ISA::for_lanes<float>(channels, [&](int64_t c, auto n) {
       VA_ISA::pack_lanes(x + c, stride, pixels, words + c, exponents + c, channels, n);
     });
@@ -143,13 +143,14 @@ void pack_block_float<kIsa>(const BlockFloat& a, const BlockFloatRow& row) {
 }
 
 template <>
-void unpack_block_float<kIsa>(const BlockFloat& a, const BlockFloatRow& row) {
+void unpack_block_float<kIsa>(const BlockFloat& a, const BlockFloatRow& row, const int64_t* offsets) {
   const int64_t channels = a.rows.sizes[2], stride = a.rows.strides[1];
-  VA_ISA::for_blocks(a, row, [&](float* x, auto pixels, const uint32_t* words, const uint8_t* exponents) {
-    VA_ISA::for_lanes<float>(channels, [&](int64_t c, auto n) {
-      VA_ISA::unpack_lanes(words + c, exponents + c, channels, x + c, stride, pixels, n);
-    });
-  });
+  VA_ISA::for_blocks(a, row, offsets,
+                     [&](float* x, auto pixels, const uint32_t* words, const uint8_t* exponents) {
+                       VA_ISA::for_lanes<float>(channels, [&](int64_t c, auto n) {
+                         VA_ISA::unpack_lanes(words + c, exponents + c, channels, x + c, stride, pixels, n);
+                       });
+                     });
 }
 
 }  // namespace cpu
