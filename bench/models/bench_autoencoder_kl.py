@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
 import importlib
 from typing import Any
 
@@ -66,7 +67,7 @@ def make(
     model.eval(), plain.eval()
     whole = Part(plain, part).eval()
     flops = _flops(whole, x)
-    last = Part(plain.to(memory_format=torch.channels_last), part)
+    last = Part(copy.deepcopy(plain).to(memory_format=torch.channels_last), part)
 
     def ours() -> torch.Tensor:
         with torch.inference_mode():
@@ -114,15 +115,16 @@ def _training_step(plain: nn.Module, model: nn.Module, x: torch.Tensor) -> Workl
 
         return call
 
-    last = plain.train().to(memory_format=torch.channels_last)
+    def peer(layout: torch.memory_format) -> Any:
+        theirs = copy.deepcopy(plain).train().to(memory_format=layout)
+        optimizer = torch.optim.AdamW(theirs.parameters(), fused=True)
+        return step(theirs, x.to(memory_format=layout), optimizer)
+
     return Workload(
         step(model.train(), x, AdamW(model.parameters())),
         {
-            "diffusers channels_last": step(
-                last,
-                x.to(memory_format=torch.channels_last),
-                torch.optim.AdamW(last.parameters(), fused=True),
-            )
+            "diffusers eager": peer(torch.contiguous_format),
+            "diffusers channels_last": peer(torch.channels_last),
         },
         images=len(x),
         tolerance=1e-3,

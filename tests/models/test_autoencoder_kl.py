@@ -74,8 +74,14 @@ def test_posterior_of_diffusers():
     torch.testing.assert_close(ours.kl(Posterior(others)), theirs.kl(DiagonalGaussianDistribution(others)))
     sample = torch.randn(2, 4, 3, 5)
     torch.testing.assert_close(ours.nll(sample), theirs.nll(sample))
-    draws = [p.sample(torch.Generator().manual_seed(3)) for p in (ours, theirs)]
-    assert torch.equal(*draws)
+    for seeds in (3, [3], [3, 4]):
+        draws = []
+        for p in (ours, theirs):
+            many = [torch.Generator().manual_seed(s) for s in (seeds if isinstance(seeds, list) else [seeds])]
+            draws.append(p.sample(many if isinstance(seeds, list) else many[0]))
+        assert torch.equal(*draws)
+    with pytest.raises(ValueError, match="needs 2 generators, one an image, got 3"):
+        ours.sample([torch.Generator()] * 3)
     assert torch.equal(ours.mode(), theirs.mode())
 
 

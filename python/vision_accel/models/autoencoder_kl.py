@@ -6,6 +6,7 @@ Source: Rombach et al. 2021, arXiv:2112.10752. Options, parameter names and nume
 ``vae``. Images and latents are [B, C, h, w] at the border, channels-last inside.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -294,7 +295,7 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
         sample: Tensor,
         sample_posterior: bool = False,
         return_dict: bool = True,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Any:
         """Encode and decode; sizes that the factor does not divide are padded by their edge and cropped back.
 
@@ -302,7 +303,7 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
             sample: [B, in_channels, h, w] in [-1, 1].
             sample_posterior: draw the latents instead of taking their mean.
             return_dict: False for a tuple of the images.
-            generator: of the draw.
+            generator: of the draw, or one for each image.
         """
         if sample.ndim != 4:
             shape = list(sample.shape)

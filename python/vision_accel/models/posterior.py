@@ -36,12 +36,19 @@ class Posterior:
         """Itself: what diffusers calls it in the result of ``encode``."""
         return self
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw a latent."""
-        device = "cpu" if generator is None else generator.device
-        device = self.mean.device if generator is None else device
-        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
-        return self.mean + self.std * noise.to(self.mean.device)
+    def sample(self, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> Tensor:
+        """Draw a latent of each image, from ``generator`` or from one for each; bits are those of diffusers.
+
+        Raises:
+            ValueError: another number of generators.
+        """
+        mean = self.mean
+        if isinstance(generator, Sequence):
+            if len(generator) not in (1, len(mean)):
+                raise ValueError(f"sample: needs {len(mean)} generators, one an image, got {len(generator)}")
+            noise = [_normal(part, g) for part, g in zip(mean.chunk(len(generator)), generator, strict=True)]
+            return mean + self.std * torch.cat(noise)
+        return mean + self.std * _normal(mean, generator)
 
     def mode(self) -> Tensor:
         """The most likely latent: the mean."""
@@ -61,6 +68,11 @@ class Posterior:
         """Negative log-likelihood of a latent, summed over ``dims``."""
         squares = (sample - self.mean).square() / self.var
         return 0.5 * (math.log(2.0 * math.pi) + self.logvar + squares).sum(tuple(dims))
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = like.device if generator is None else generator.device
+    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
 class Decoded(Tensor):
