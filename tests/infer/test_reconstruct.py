@@ -11,6 +11,7 @@ import vision_accel as va
 from vision_accel import infer
 from vision_accel.cli import main
 from vision_accel.data import images as data_images
+from vision_accel.infer.reconstruct import encode
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +99,34 @@ def test_command(vae, image_root, tmp_path, capsys):
 def test_what_is_no_picture(vae):
     with pytest.raises(ValueError, match="NaN or infinity"):
         infer.decode(vae, torch.full((1, vae.config.latent_channels, 2, 2), torch.nan))
-    grey = va.create_model("autoencoder_kl_sd", block_out_channels=(32,), out_channels=1)
-    with pytest.raises(ValueError, match="pictures have 3 channels, but the autoencoder makes 1"):
-        infer.decode(grey, torch.zeros(1, 4, 2, 2))
+    options = {"block_out_channels": (32,), "in_channels": 4, "out_channels": 2}
+    other = va.create_model("autoencoder_kl_sd", **options).eval()
+    white = np.full((4, 4, 3), 255, np.uint8)
+    with pytest.raises(ValueError, match="pictures have 1 or 3 channels, but the autoencoder makes 2"):
+        infer.decode(other, torch.zeros(1, 4, 2, 2))
+    with pytest.raises(ValueError, match="pictures have 1 or 3 channels, but the autoencoder takes 4"):
+        list(encode(other, white))
+    with pytest.raises(ValueError, match="reconstruct: the autoencoder takes 4 channels and makes 2"):
+        list(va.reconstruct(other, white))
+
+
+def test_grey_pictures(image_root, tmp_path):
+    """A model of one channel sees colours as Pillow makes them grey."""
+    options = {"block_out_channels": (8, 16), "norm_num_groups": 4, "in_channels": 1, "out_channels": 1}
+    model = va.create_model("autoencoder_kl_sd", **options).eval()
+    va.save(model, tmp_path / "vae")
+    folder = str(image_root / "val")
+    for r in va.reconstruct(model, folder, batch_size=4):
+        assert r.image.mode == r.output.mode == "L"
+        with Image.open(r.source) as picture:
+            assert np.array_equal(np.asarray(r.image), np.asarray(picture.convert("RGB").convert("L")))
+        a, b = (np.asarray(i, dtype=np.float64) for i in (r.image, r.output))
+        assert r.psnr == pytest.approx(10 * np.log10(255**2 / ((a - b) ** 2).mean()))
+    latents, grid = str(tmp_path / "latents.safetensors"), str(tmp_path / "grid.png")
+    assert main(["reconstruct", str(tmp_path / "vae"), folder, "--grid", grid, "--latents", latents]) == 0
+    assert main(["decode", str(tmp_path / "vae"), latents, "--grid", grid]) == 0
+    with Image.open(grid) as picture:
+        assert picture.mode == "RGB"
 
 
 def test_samples(vae):

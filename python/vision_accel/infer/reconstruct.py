@@ -43,20 +43,26 @@ def reconstruct(
 
     Args:
         vae: an AutoencoderKL.
-        images: as for ``classify``; three channels.
+        images: as for ``classify``; grey where the model takes one channel.
         batch_size: neighbouring pictures of one size that pass together; changes speed and
             memory, not results.
         on_error: ``"raise"`` the first bad picture's ImageError, or ``"skip"``: its result has the error.
 
     Yields:
         One result for each picture, in order.
+
+    Raises:
+        ValueError: the model takes or makes other than 1 or 3 channels, or not the same.
     """
+    takes, makes = vae.config.in_channels, vae.config.out_channels
+    if takes != makes:
+        raise ValueError(f"reconstruct: the autoencoder takes {takes} channels and makes {makes}")
     if batch_size < 1:
         raise ValueError(f"batch_size: must be at least 1, got {batch_size}")
     waiting: list[tuple[str, np.ndarray[Any, Any]]] = []
     for name, picture in expand(images):
         try:
-            pixels = load_image(picture)
+            pixels = _load(vae, picture)
         except ImageError as e:
             if on_error == "raise":
                 raise
@@ -74,7 +80,7 @@ def reconstruct(
 def encode(vae: Any, images: Images) -> Iterator[tuple[str, Tensor]]:
     """Names and latents [C, h, w] (posterior means, not scaled) of pictures, one at a time."""
     for name, picture in expand(images):
-        pixels = load_image(picture)
+        pixels = _load(vae, picture)
         with evaluating(vae):
             latent = vae.encode(_padded(vae, _to_input(vae, [pixels]))).mode()[0]
         yield name, latent.float().cpu().contiguous().clone()
@@ -85,7 +91,7 @@ def decode(vae: Any, latents: Tensor) -> list[Image.Image]:
     with evaluating(vae):
         weight = next(vae.parameters())
         y = vae.decode(latents.to(weight.device, weight.dtype), return_dict=False)[0]
-        return [Image.fromarray(p) for p in _to_pixels(y)]
+        return [_to_picture(p) for p in _to_pixels(y)]
 
 
 def save_latents(vae: Any, images: Images, file: str | os.PathLike[str]) -> int:
@@ -198,11 +204,24 @@ def _pass(vae: Any, named: list[tuple[str, np.ndarray[Any, Any]]]) -> Iterator[R
     for (name, pixels), output in zip(named, outputs, strict=True):
         error = float(np.mean((pixels.astype(np.float64) - output) ** 2))
         value = float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
-        yield Reconstruction(name, Image.fromarray(pixels), Image.fromarray(output), value)
+        yield Reconstruction(name, _to_picture(pixels), _to_picture(output), value)
+
+
+def _load(vae: Any, picture: Any) -> np.ndarray[Any, Any]:
+    """[h, w, 1 | 3] uint8, as many channels as the model takes."""
+    channels = vae.config.in_channels
+    if channels not in (1, 3):
+        raise ValueError(f"pictures have 1 or 3 channels, but the autoencoder takes {channels}")
+    pixels = load_image(picture)
+    return pixels if channels == 3 else np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+
+
+def _to_picture(pixels: np.ndarray[Any, Any]) -> Image.Image:
+    return Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
 
 
 def _to_input(vae: Any, images: list[np.ndarray[Any, Any]]) -> Tensor:
-    """[B, 3, h, w] in [-1, 1] on the model's device and in its dtype."""
+    """[B, C, h, w] in [-1, 1] on the model's device and in its dtype."""
     weight = next(vae.parameters())
     x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(torch.float32)
     return (x / 127.5 - 1).to(weight.device, weight.dtype)
@@ -214,8 +233,8 @@ def _padded(vae: Any, x: Tensor) -> Tensor:
 
 
 def _to_pixels(y: Tensor) -> np.ndarray[Any, Any]:
-    if y.shape[1] != 3:
-        raise ValueError(f"pictures have 3 channels, but the autoencoder makes {y.shape[1]}")
+    if y.shape[1] not in (1, 3):
+        raise ValueError(f"pictures have 1 or 3 channels, but the autoencoder makes {y.shape[1]}")
     if not y.isfinite().all():
         raise ValueError("the autoencoder made NaN or infinity: of its weights, or of latents")
     pixels = ((y.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
