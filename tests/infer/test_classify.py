@@ -119,7 +119,7 @@ def test_model_that_cannot_classify(model, folder):
         va.classify(backbone, folder)
     unprepared = va.create_model("vit_tiny_patch16_224", depth=1)
     unprepared.preprocess = None
-    with pytest.raises(ValueError, match="preprocess is not set"):
+    with pytest.raises(ValueError, match=r"set model\.preprocess = va\.data\.Preprocess"):
         va.classify(unprepared, folder)
 
 

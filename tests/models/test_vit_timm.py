@@ -56,6 +56,10 @@ def test_intermediates_match_timm(norm):
                     assert_close(i, j)
         (last,) = ours.get_intermediate_layers(x, 1, norm=norm)
         assert_close(last, theirs.get_intermediate_layers(x, 1, norm=norm)[0])
+        options = {"n": [0], "reshape": True, "return_prefix_tokens": True, "norm": norm}
+        (mine_both,), (both,) = (m.get_intermediate_layers(x, **options) for m in (ours, theirs))
+        for i, j in zip(mine_both, both, strict=True):
+            assert_close(i, j)
         early = ours.forward_intermediates(x, [0], norm=norm, stop_early=True, intermediates_only=True)
         assert_close(early[0], mine[0][0])
 
@@ -101,6 +105,8 @@ def test_training_interface_matches_timm(build):
     ]
     assert ours.layer_ids() == layers[0] == layers[1]
     assert ours.num_params() == sum(p.numel() for p in theirs.parameters())
+    ours.requires_grad_(False).head.requires_grad_()
+    assert ours.num_params(trainable=True) == sum(p.numel() for p in ours.head.parameters())
 
 
 @pytest.mark.parametrize("both_heads", [False, True])

@@ -85,3 +85,17 @@ def test_model_without_a_recipe(model, image_root):
     model.preprocess = None
     with pytest.raises(DataError, match="the model does not say how images are prepared"):
         evaluate(model, image_root / "val")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "float32"}, "precision: must be one of fp32, bf16, fp16, got 'float32'"),
+        ({"loader": "DALI"}, "loader: must be one of builtin, dali, got 'DALI'"),
+        ({"batch_size": 0}, "batch_size: must be at least 1, got 0"),
+        ({"workers": -1}, "workers: must be at least 0, got -1"),
+    ],
+)
+def test_bad_options(model, image_root, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, image_root / "val", **options)

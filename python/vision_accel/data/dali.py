@@ -57,7 +57,7 @@ def require_dali() -> None:
         import nvidia.dali.fn  # noqa: F401, PLC0415  (heavy and optional)
     except (ImportError, OSError) as e:
         raise DataError(
-            f"the DALI loader needs NVIDIA DALI (pip install 'vision-accel[dali]', Linux x86-64 or SBSA): {e}"
+            f"NVIDIA DALI is needed (pip install 'vision-accel[dali]', Linux x86-64 or SBSA): {e}"
         ) from e
 
 
@@ -70,7 +70,6 @@ class DaliTransform:
         recipe: of the model's input.
         config: how training images vary; None for evaluation.
         options: of DALI.
-        max_pixels: larger images are refused.
     """
 
     def __init__(
@@ -78,10 +77,8 @@ class DaliTransform:
         recipe: Preprocess,
         config: AugmentConfig | None = None,
         options: DaliOptions | None = None,
-        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.recipe, self.config, self.options = recipe, config, options or DaliOptions()
-        self.max_pixels = max_pixels
         self.augment = Augment(recipe, config or AugmentConfig(crop="center", flip=0.0))
         self.verify = False
 
@@ -95,8 +92,8 @@ class DaliTransform:
         """Draw the plan of an encoded image. Raises ImageError as ``load_image``."""
         size = plain_size(data)
         pixels = None
-        if size is None or size[0] * size[1] > self.max_pixels or self.verify:
-            pixels = load_image(data, max_pixels=self.max_pixels, alpha=self.recipe.alpha)
+        if size is None or size[0] * size[1] > MAX_PIXELS or self.verify:
+            pixels = load_image(data, alpha=self.recipe.alpha)
             height, width = pixels.shape[:2]
         else:
             height, width = size
@@ -112,7 +109,7 @@ class DaliTransform:
 
     def decoded(self, image: "Encoded") -> "Encoded":
         """The same image for DALI to copy, because it cannot decode it."""
-        pixels = load_image(image.data.tobytes(), max_pixels=self.max_pixels, alpha=self.recipe.alpha)
+        pixels = load_image(image.data.tobytes(), alpha=self.recipe.alpha)
         return Encoded(image.plan, np.frombuffer(_ppm(pixels, image.plan), np.uint8), True)
 
 

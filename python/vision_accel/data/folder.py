@@ -30,19 +30,13 @@ class ImageFolder:
     Args:
         root: the folder that holds one folder per class.
         classes: class names in label order; without it, the sorted names of the class folders.
-        extensions: file name endings that count as images, in lower case.
 
     Raises:
         DataError: the folder is missing, unreadable or empty, or a class folder has no images or is not
             one of ``classes``.
     """
 
-    def __init__(
-        self,
-        root: str | os.PathLike[str],
-        classes: Sequence[str] | None = None,
-        extensions: Sequence[str] = IMAGE_EXTENSIONS,
-    ) -> None:
+    def __init__(self, root: str | os.PathLike[str], classes: Sequence[str] | None = None) -> None:
         self.root, self.problems = Path(root), list[BadSample]()
         folders = _class_folders(self.root)
         self.classes: tuple[str, ...] = tuple(folders if classes is None else classes)
@@ -55,11 +49,12 @@ class ImageFolder:
 
         names: list[bytes] = []
         labels: list[int] = []
-        endings = tuple(extensions)
         for name in folders:
-            files = sorted(_images(self.root / name, os.fsencode(name), endings))
+            files = sorted(_images(self.root / name, os.fsencode(name)))
             if not files:
-                raise DataError(f"{self.root}: class folder {name!r} has no images ({' '.join(endings)})")
+                raise DataError(
+                    f"{self.root}: class folder {name!r} has no images ({' '.join(IMAGE_EXTENSIONS)})"
+                )
             names += files
             labels += [number[name]] * len(files)
         self.labels: NDArray[np.int64] = np.array(labels, dtype=np.int64)
@@ -94,11 +89,11 @@ class ImageFiles(ImageFolder):
         DataError: the folder is missing, unreadable or has no images.
     """
 
-    def __init__(self, root: str | os.PathLike[str], extensions: Sequence[str] = IMAGE_EXTENSIONS) -> None:
+    def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root, self.classes, self.problems = Path(root), ("",), []
-        names = sorted(n[1:] for n in _images(self.root, b"", tuple(extensions)))
+        names = sorted(n[1:] for n in _images(self.root, b""))
         if not names:
-            raise DataError(f"{self.root}: no images ({' '.join(extensions)})")
+            raise DataError(f"{self.root}: no images ({' '.join(IMAGE_EXTENSIONS)})")
         self.labels = np.zeros(len(names), dtype=np.int64)
         self._ends = np.cumsum([len(n) for n in names], dtype=np.int64)
         self._names = b"".join(names)
@@ -146,7 +141,7 @@ def _class_folders(root: Path) -> list[str]:
     return folders
 
 
-def _images(folder: Path, prefix: bytes, endings: tuple[str, ...]) -> Iterator[bytes]:
+def _images(folder: Path, prefix: bytes) -> Iterator[bytes]:
     """Paths relative to the root of the images in one class folder, in no order."""
     pending = [(folder, prefix)]
     seen: set[tuple[int, int]] = set()  # a link may lead back to a folder above it
@@ -161,7 +156,7 @@ def _images(folder: Path, prefix: bytes, endings: tuple[str, ...]) -> Iterator[b
                 if entry.name.startswith("."):
                     continue
                 relative = name + b"/" + os.fsencode(entry.name)
-                if entry.name.lower().endswith(endings):
+                if entry.name.lower().endswith(IMAGE_EXTENSIONS):
                     yield relative
                 elif entry.is_dir():
                     pending.append((here / entry.name, relative))

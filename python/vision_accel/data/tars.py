@@ -108,7 +108,7 @@ def _samples(
                     problems.append(BadSample(f"(byte {size})", "the tar is cut off here"))
                 break
             if member is None:
-                problems += _end(file, path, tar.offset, size)
+                problems += _end(file, tar.offset, size)
                 break
             tar.members = []  # type: ignore[attr-defined]  # it would keep them all
             folder, slash, name = member.name.rpartition("/")
@@ -130,7 +130,7 @@ def _samples(
         yield key, members
 
 
-def _end(file: Any, path: Path, offset: int, size: int) -> list[BadSample]:
+def _end(file: Any, offset: int, size: int) -> list[BadSample]:
     """The problem with where the headers end, if there is one."""
     file.seek(offset)
     block = file.read(512)

@@ -19,14 +19,13 @@ from torch import Tensor
 
 from vision_accel.data.images import ImageError, load_image
 from vision_accel.data.preprocess import Preprocess
+from vision_accel.data.source import IMAGE_EXTENSIONS
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray[Any, Any] | Tensor"
 )
 Images: TypeAlias = "ImageSource | Iterable[ImageSource]"
 OnError: TypeAlias = Literal["raise", "skip"]
-
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 @dataclass

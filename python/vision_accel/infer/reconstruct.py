@@ -166,12 +166,12 @@ def sample(
         yield decode(vae, vae.unscale_latents(z))[0]
 
 
-def draw_row(pictures: Sequence[Image.Image], columns: int = 8) -> Image.Image:
-    """Pictures side by side, ``columns`` in a row; the first one's size for all."""
+def draw_row(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures side by side, 8 in a row; the first one's size for all."""
     if not pictures:
         raise ValueError("draw_row: no pictures to draw")
     w, h = pictures[0].size
-    gap, columns = 4, min(columns, len(pictures))
+    gap, columns = 4, min(8, len(pictures))
     page = Image.new("RGB", (columns * (w + gap), -(-len(pictures) // columns) * (h + gap)), "white")
     for i, picture in enumerate(pictures):
         page.paste(picture.resize((w, h)), (i % columns * (w + gap), i // columns * (h + gap)))

@@ -42,7 +42,6 @@ class ZeroShot(nn.Module):
         labels: names of the classes.
         templates: texts with ``{}`` where the name goes.
         names: what to write into the templates, where that differs from the labels.
-        batch_size: texts per pass.
 
     Raises:
         ValueError: no labels, a label twice, or a template without ``{}``.
@@ -55,13 +54,12 @@ class ZeroShot(nn.Module):
         templates: str | Iterable[str] = DEFAULT_TEMPLATES,
         *,
         names: Sequence[str] | None = None,
-        batch_size: int = 64,
     ) -> None:
         super().__init__()
         templates = checked_templates(templates)
         labels = checked_labels(labels)
         texts = [t.format(name) for name in (names or labels) for t in templates]
-        parts = embed_texts(clip, texts, batch_size=batch_size).unflatten(0, (len(labels), -1))
+        parts = embed_texts(clip, texts).unflatten(0, (len(labels), -1))
         self._set(clip, labels, F.normalize(parts.mean(dim=1), dim=-1))
 
     @classmethod

@@ -66,7 +66,17 @@ def evaluate(
     Raises:
         DataError: the folder cannot be used or does not fit the model, or too many images are unreadable, or
             DALI is not installed.
+        ValueError: an unknown precision or loader, or a number out of range.
     """
+    for name, value, known in (
+        ("precision", precision, ("fp32", "bf16", "fp16")),
+        ("loader", loader, ("builtin", "dali")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}: must be one of {', '.join(known)}, got {value!r}")
+    for name, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if number < least:
+            raise ValueError(f"{name}: must be at least {least}, got {number}")
     if isinstance(model, nn.Module):
         classifier = model if device is None else model.to(choose_device(device))
     else:
