@@ -2,9 +2,10 @@
 """Nested plain values, as in a YAML file -> a dataclass of options. Mistakes are one-line ValueErrors."""
 
 import dataclasses
+import difflib
 import numbers
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -50,6 +51,22 @@ def check_fields(owner: str, options: Any) -> None:
         if not fits:
             raise ValueError(f"{owner}: {name} must be {_describe(hint)}, got {value!r}")
         object.__setattr__(options, name, converted)  # it may be frozen
+
+
+def check_names(owner: str, names: Iterable[str], known: Sequence[str]) -> None:
+    """Raise a TypeError for a name that is not known; it suggests the nearest one."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
+            raise TypeError(f"{owner} has no option {name!r}{hint}")
+
+
+def unknown_model(name: str, known: Iterable[str]) -> ValueError:
+    """The error for a model's name that is not known."""
+    near = difflib.get_close_matches(name, list(known), 3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "va.list_models() lists the names"
+    return ValueError(f"unknown model {name!r}; {hint}")
 
 
 def leaves(cls: type, prefix: str = "") -> Iterator[str]:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from vision_accel.infer import Classification, HtmlReport, Prediction, draw_grid, replacing
+from vision_accel.infer.report import bar
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -114,3 +115,5 @@ def test_grid_of_bad_and_empty_results():
 def test_logits_have_bars_too():
     logits = Classification("a", [Prediction("x", 12.5), Prediction("y", 11.5), Prediction("z", -3.0)])
     draw_grid([logits])
+    lengths = [bar(logits, p.score) for p in logits.predictions]
+    assert lengths == pytest.approx([1, np.exp(-1), 0], abs=1e-6)

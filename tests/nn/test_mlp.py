@@ -83,7 +83,8 @@ def test_autocast_and_a_wide_residual():
     assert y.dtype == torch.float32
     torch.testing.assert_close(y, two)
     ours, theirs = (torch.autograd.grad(v.sum(), (x, w1, b1, w2, b2, r, s)) for v in (y, two))
-    torch.testing.assert_close(ours, theirs, atol=0.05, rtol=0.05)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).abs().max() <= 0.02 * b.abs().max()
 
 
 @pytest.mark.parametrize("wrong", [1, 2, 3, 4, 6, 7])

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models, and how to make, load and save one by name."""
 
-import difflib
 import fnmatch
 from pathlib import Path
 from typing import Any
 
+from vision_accel._options import unknown_model
 from vision_accel.models.autoencoder_config import VARIANTS, AutoencoderKLConfig
 from vision_accel.models.autoencoder_kl import AutoencoderKL
 from vision_accel.models.clip import CLIP
@@ -59,9 +59,6 @@ def create_model(name: str, *, pretrained: str | Path | None = None, **overrides
         return AutoencoderKL(AutoencoderKLConfig.named(name, **overrides))
     if pretrained is not None:
         raise ValueError("pretrained: bare weight files are read for CLIP only; use va.load(directory)")
-    known = variants()
-    if name not in known:
-        near = difflib.get_close_matches(name, [*known, *clip_variants(), *VARIANTS], 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "va.list_models() lists the names"
-        raise ValueError(f"unknown model {name!r}; {hint}")
+    if name not in variants():
+        raise unknown_model(name, list_models())
     return ViT(ViTConfig.named(name, **overrides))

@@ -107,10 +107,6 @@ class CLIP(Pretrained, library_name="vision_accel", pipeline_tag="zero-shot-imag
         """Width of the embeddings."""
         return self.config.embed_dim
 
-    def num_params(self, trainable: bool = False) -> int:
-        """Number of parameters; with ``trainable`` only those that require gradients."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
-
     # Forward.
 
     def encode_image(self, x: Tensor, normalize: bool = True) -> Tensor:

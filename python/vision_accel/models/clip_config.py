@@ -2,13 +2,12 @@
 """What a CLIP can be: its options, and the known configurations by name. Needs no torch."""
 
 import dataclasses
-import difflib
 import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from vision_accel._options import check_fields
+from vision_accel._options import check_fields, check_names, unknown_model
 from vision_accel.models.vit_config import ACTIVATIONS, SIZES, ViTConfig, variants
 
 TEXT_POOLS = ("argmax", "eos", "first", "last")
@@ -88,9 +87,7 @@ class CLIPConfig:
         """The config of a known variant, with some fields changed; an unknown name is a ValueError."""
         known = clip_variants()
         if name not in known:
-            near = difflib.get_close_matches(name, known, 3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "va.list_models() lists the names"
-            raise ValueError(f"unknown model {name!r}; {hint}")
+            raise unknown_model(name, known)
         return cls().replace(**known[name]).replace(**changes)
 
     def replace(self, **changes: Any) -> "CLIPConfig":
@@ -110,12 +107,7 @@ class CLIPConfig:
                 towers[tower] |= value
             else:
                 plain[name] = value
-        names = [f.name for f in dataclasses.fields(self)]
-        for name in plain:
-            if name not in names:
-                near = difflib.get_close_matches(name, [*names, *_SHORT], 1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
-                raise TypeError(f"CLIP has no option {name!r}{hint}")
+        check_names("CLIP", plain, [*(f.name for f in dataclasses.fields(self)), *_SHORT])
         for tower, options in towers.items():
             if options:
                 base = plain.get(tower, getattr(self, tower))
@@ -134,12 +126,7 @@ _SHORT = {
 def _replaced(base: Any, tower: str, options: dict[str, Any]) -> Any:
     if isinstance(base, ViTConfig):
         return base.replace(**options)
-    names = [f.name for f in dataclasses.fields(base)]
-    for name in options:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
-            raise TypeError(f"CLIP's {tower} tower has no option {name!r}{hint}")
+    check_names(f"CLIP's {tower} tower", options, [f.name for f in dataclasses.fields(base)])
     return dataclasses.replace(base, **options)
 
 

@@ -37,6 +37,10 @@ class Pretrained(nn.Module, ModelHubMixin):
         super().__init_subclass__(**options)
         _MODELS[cls.__name__.lower()] = cls
 
+    def num_params(self, trainable: bool = False) -> int:
+        """Number of parameters; with ``trainable`` only those that require gradients."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
+
     @classmethod
     def from_checkpoint(cls: type[_Model], checkpoint: Checkpoint, **overrides: Any) -> _Model:
         """Build the model that a checkpoint describes, with some config fields changed."""

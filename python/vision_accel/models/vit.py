@@ -112,10 +112,6 @@ class ViT(Pretrained, library_name="vision_accel", pipeline_tag="image-classific
         """Outputs of the head; 0: there is none."""
         return self.config.num_classes
 
-    def num_params(self, trainable: bool = False) -> int:
-        """Number of parameters; with ``trainable`` only those that require gradients."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
-
     # Forward.
 
     def embed(self, x: Tensor) -> Tensor:

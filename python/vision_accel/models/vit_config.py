@@ -2,12 +2,11 @@
 """What a Vision Transformer can be: its options, and the known variants by name. Needs no torch."""
 
 import dataclasses
-import difflib
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from vision_accel._options import check_fields
+from vision_accel._options import check_fields, check_names, unknown_model
 
 _FUSED = ("gelu", "gelu_tanh", "quick_gelu", "silu")  # with fc1
 ACTIVATIONS = (*_FUSED, "relu", "relu6", "leaky_relu", "hard_swish", "mish", "sigmoid", "tanh")
@@ -122,19 +121,12 @@ class ViTConfig:
         """The config of a known variant, with some fields changed; an unknown name is a ValueError."""
         known = variants()
         if name not in known:
-            near = difflib.get_close_matches(name, known, 3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "va.list_models() lists the names"
-            raise ValueError(f"unknown model {name!r}; {hint}")
+            raise unknown_model(name, known)
         return cls().replace(**{**known[name], **changes})
 
     def replace(self, **changes: Any) -> "ViTConfig":
         """A copy with some fields changed; an unknown field is a TypeError that names the nearest one."""
-        names = [f.name for f in dataclasses.fields(self)]
-        for name in changes:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
-                raise TypeError(f"ViT has no option {name!r}{hint}")
+        check_names("ViT", changes, [f.name for f in dataclasses.fields(self)])
         return dataclasses.replace(self, **changes)
 
 
