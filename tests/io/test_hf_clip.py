@@ -174,9 +174,12 @@ def test_old_files(tmp_path):
         (lambda c: c["vision_config"].update(image_size=64), "visual.pos_embed"),
         (lambda c: c["text_config"].update(num_hidden_layers=9), "missing text_model.encoder.layers"),
         (lambda c: c.update(model_type="blip"), "model_type 'blip' is not supported"),
-        (lambda c: c["text_config"].update(hidden_size="wide"), ""),
+        (lambda c: c["text_config"].update(hidden_size="wide"), "text_config.hidden_size .*'wide'"),
         (lambda c: c["text_config"].update(eos_token_id=[2]), r"eos_token_id must be one number, got \[2\]"),
-        (lambda c: c.update(vision_config=3), ""),
+        (lambda c: c.update(vision_config=3), "vision_config must be a group of options, got 3"),
+        (lambda c: c.update(projection_dim="12"), "projection_dim must be a whole number, got '12'"),
+        (lambda c: c["vision_config"].update(image_size="12"), "vision_config.image_size .*, got '12'"),
+        (lambda c: c["text_config"].update(layer_norm_eps="a"), "text_config.layer_norm_eps .*, got 'a'"),
     ],
 )
 def test_bad_configs(change, message, tmp_path):

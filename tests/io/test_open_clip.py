@@ -239,6 +239,9 @@ def test_names_are_open_clips():
             {"vision_cfg": {"timm_model_name": "convnext_base"}},
             "unknown model 'convnext_base'",
         ),
+        ({"vision_cfg": {"width": "a"}}, "vision_cfg.width must be a whole number, got 'a'"),
+        ({"text_cfg": {"mlp_ratio": "a"}}, "text_cfg.mlp_ratio must be a number, got 'a'"),
+        ({"text_cfg": {"norm_kwargs": {"eps": {}}}}, r"text_cfg.norm_kwargs.eps must be a number, got {}"),
         ({"vision_cfg": {"qk_norm": True}}, "qk_norm = True is not supported"),
     ],
 )

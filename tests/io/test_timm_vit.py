@@ -210,6 +210,8 @@ def test_older_config_and_background_class(tmp_path):
         ),
         ({"model_args": {"block_fn": "Parallel"}}, "no option 'block_fn'"),
         ({"model_args": {"norm_layer": "rmsnorm"}}, "norm_layer 'rmsnorm' is not supported"),
+        ({"model_args": {"img_size": "12"}}, "model_args.img_size must be a whole number, got '12'"),
+        ({"pretrained_cfg": "a"}, "pretrained_cfg must be a group of options, got 'a'"),
         ({"num_classes": 7}, r"of another shape head.weight \[4, 24\], expected \[7, 24\]"),
     ],
 )

@@ -32,14 +32,23 @@ def _check_keys(source: str, config: Mapping[str, Any], known: Iterable[str]) ->
 
 
 def _three(source: str, key: str, value: Any) -> tuple[float, ...]:
-    values = tuple(float(v) for v in (value if isinstance(value, (list, tuple)) else [value] * 3))
+    many = value if isinstance(value, (list, tuple)) else [value] * 3
+    values = tuple(_real(source, key, v) for v in many)
     if len(values) != 3:
         raise _refuse(source, f"{key} must have 3 values, got {value}")
     return values
 
 
+def _real(source: str, key: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise _refuse(source, f"{key} must be a number, got {value!r}") from None
+
+
 def _whole(source: str, key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 1:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or value % 1 != 0 or value < 1:
         raise _refuse(source, f"{key} must be a number of pixels, got {value!r}")
     return int(value)
 
@@ -100,7 +109,7 @@ def read_hf(config: Mapping[str, Any]) -> Fields:
         raise _refuse(
             _HF, "do_center_crop is off and size is not {height, width}: images would differ in size"
         )
-    if c["resample"] not in _PIL_FILTERS:
+    if c["resample"] not in list(_PIL_FILTERS):
         raise _refuse(_HF, f"resample must be one of {sorted(_PIL_FILTERS)}, got {c['resample']!r}")
     return {
         "size": size,
@@ -109,7 +118,7 @@ def read_hf(config: Mapping[str, Any]) -> Fields:
         "interpolation": _PIL_FILTERS[c["resample"]],
         "mean": _three(_HF, "image_mean", c["image_mean"]) if c["do_normalize"] else (0.0, 0.0, 0.0),
         "std": _three(_HF, "image_std", c["image_std"]) if c["do_normalize"] else (1.0, 1.0, 1.0),
-        "rescale": float(c["rescale_factor"]) if c["do_rescale"] else 1.0,
+        "rescale": _real(_HF, "rescale_factor", c["rescale_factor"]) if c["do_rescale"] else 1.0,
         "crop_offset": "floor",
         "alpha": "white" if c["do_convert_rgb"] else "drop",
     }
@@ -216,16 +225,16 @@ def read_timm(config: Mapping[str, Any], test_size: bool) -> Fields:
     if test_size:
         c |= {k: c[f"test_{k}"] for k in ("input_size", "crop_pct") if c.get(f"test_{k}")}
     shape = c.get("input_size", (3, 224, 224))
-    if len(shape) != 3 or shape[0] != 3:
+    if not isinstance(shape, (list, tuple)) or len(shape) != 3 or shape[0] != 3:
         raise _refuse(_TIMM, f"input_size must be (3, height, width), got {shape}")
     size = _pair(_TIMM, "input_size", list(shape[1:]))
-    crop_pct = float(c.get("crop_pct") or 0.875)
+    crop_pct = _real(_TIMM, "crop_pct", c.get("crop_pct") or 0.875)
     if not crop_pct > 0:
         raise _refuse(_TIMM, f"crop_pct must be positive, got {crop_pct}")
     to = (math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct))
     mode = c.get("crop_mode") or "center"
     modes = {"center": "shortest", "squash": "squash", "border": "longest"}
-    if mode not in modes:
+    if mode not in list(modes):
         raise _refuse(_TIMM, f"crop_mode must be one of {', '.join(modes)}, got {mode!r}")
     mean = _three(_TIMM, "mean", c.get("mean") or IMAGENET_MEAN)
     return {
@@ -296,10 +305,10 @@ def read_open_clip(config: Mapping[str, Any]) -> Fields:
         raise _refuse(_OPEN_CLIP, f"mode must be RGB, got {c['mode']!r}")
     size = _pair(_OPEN_CLIP, "size", c.get("size", 224))
     resize = c.get("resize_mode", "shortest")
-    if resize not in {"shortest", "longest", "squash"}:
+    if resize not in ["shortest", "longest", "squash"]:
         raise _refuse(_OPEN_CLIP, f"resize_mode must be shortest, longest or squash, got {resize!r}")
     interpolation = c.get("interpolation", "bicubic")
-    if interpolation not in {"bicubic", "bilinear", "random"}:
+    if interpolation not in ["bicubic", "bilinear", "random"]:
         raise _refuse(_OPEN_CLIP, f"interpolation must be bicubic, bilinear or random, got {interpolation!r}")
     # open_clip evaluates "random" as bicubic, and forgets the setting when a "shortest" size is not square.
     if interpolation == "random" or (resize == "shortest" and size[0] != size[1]):

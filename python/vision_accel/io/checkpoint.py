@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from vision_accel.io import autoencoder, hf_clip, hf_vit, open_clip, timm_vit
+from vision_accel.io._values import group
 from vision_accel.io.files import read_json, write_json, written_aside
 from vision_accel.io.tensors import HF_WEIGHTS, SAFETENSORS, read_file, read_tensors, write_tensors
 
@@ -162,7 +163,7 @@ def _read_open_clip(directory: Path) -> Checkpoint:
     fields = open_clip.read_config(config["model_cfg"])
     tensors = _enough(config, read_tensors(directory, open_clip.WEIGHTS))
     size = (config["model_cfg"].get("vision_cfg") or {}).get("image_size", 224)
-    recipe = {"size": size} | (config.get("preprocess_cfg") or {})
+    recipe = {"size": size} | group(config, "preprocess_cfg")
     tokenizer = _read_tokenizer(directory)
     text = config["model_cfg"].get("text_cfg") or {}
     tokenizer[TOKENIZER_OPTIONS] = json.dumps(

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vision_accel.io._values import check_numbers, group
 from vision_accel.io._weights import Weight, layer, read_weights, write_weights
 from vision_accel.io.hf_vit import ACTIVATIONS, WRITTEN_ACTIVATIONS, check_sizes, ratio
 
@@ -48,6 +49,7 @@ def read(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, 
     """
     kind = config["model_type"]
     vision, text = (_DEFAULTS[kind][tower] | _tower(config, tower) for tower in ("vision", "text"))
+    check_numbers("", config, ("projection_dim",))
     siglip = kind == "siglip"
     if siglip and not vision["vision_use_head"]:
         raise ValueError("vision_use_head false is not supported: such a model has no image embedding")
@@ -90,8 +92,8 @@ def read(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, 
 
 def _tower(config: dict[str, Any], tower: str) -> dict[str, Any]:
     """The options of one tower; old files have them twice."""
-    options = dict(config.get(f"{tower}_config") or {})
-    for key, value in (config.get(f"{tower}_config_dict") or {}).items():
+    options = group(config, f"{tower}_config")
+    for key, value in group(config, f"{tower}_config_dict").items():
         if key in options and options[key] != value and key in {*_WIDE, *_SIGLIP, *_OWN}:
             raise ValueError(
                 f"{tower}_config.{key} is {options[key]!r}, but {tower}_config_dict.{key} is {value!r}:"

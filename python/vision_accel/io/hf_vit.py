@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vision_accel.io._values import check_numbers
 from vision_accel.io.tensors import describe
 
 # Model type -> its image processor where preprocessor_config.json names none.
@@ -168,12 +169,17 @@ def _read_config(config: dict[str, Any], tensors: dict[str, Tensor], dino: bool)
     return fields
 
 
+_WHOLE = ("image_size", "patch_size", "num_channels", "max_position_embeddings", "vocab_size")
+_REAL = ("layer_norm_eps", "attention_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob")
+
+
 def check_sizes(c: dict[str, Any], where: str = "") -> None:
     """Raise unless the sizes of a tower are numbers that can be computed with."""
     for name, least in (("hidden_size", 1), ("num_hidden_layers", 0), ("num_attention_heads", 1),
                         ("intermediate_size", 1)):  # fmt: skip
         if type(c[name]) is not int or c[name] < least:
             raise ValueError(f"{where}{name} must be a whole number of at least {least}, got {c[name]!r}")
+    check_numbers(where, c, _WHOLE, _REAL)
 
 
 def ratio(hidden: int, width: int) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vision_accel.io._values import check_numbers, group
 from vision_accel.io._weights import Weight, layer, read_weights, write_weights
 from vision_accel.io.hf_vit import one, ratio
 
@@ -53,9 +54,12 @@ def read_config(model: dict[str, Any]) -> dict[str, Any]:
         ValueError: an unknown option, or one that cannot be honoured.
     """
     _check("model_cfg", model, _MODEL_KEYS)
-    vision, text = (dict(model.get(f"{tower}_cfg") or {}) for tower in ("vision", "text"))
+    vision, text = (group(model, f"{tower}_cfg") for tower in ("vision", "text"))
     _check("vision_cfg", vision, _VISION_KEYS)
     _check("text_cfg", text, _TEXT_KEYS)
+    check_numbers("model_cfg.", model, ("embed_dim",))
+    for where, options in (("vision_cfg.", vision), ("text_cfg.", text)):
+        check_numbers(where, options, _WHOLE, _REAL)
     quick = bool(model.get("quick_gelu", False))
     if vision.get("timm_model_name"):
         tower, head = _timm_tower(vision)
@@ -71,7 +75,7 @@ def read_config(model: dict[str, Any]) -> dict[str, Any]:
             "embed_dim": width,
             "num_heads": text.get("heads", 8),
             "depth": text.get("layers", 12),
-            "mlp_ratio": ratio(int(width * text.get("mlp_ratio", 4.0)), width),
+            "mlp_ratio": ratio(int(width * float(text.get("mlp_ratio", 4.0))), width),
             "act_layer": _activation("text_cfg", quick, text),
             "norm_eps": _eps("text_cfg", text),
             "init_values": text.get("ls_init_value"),
@@ -85,6 +89,10 @@ def read_config(model: dict[str, Any]) -> dict[str, Any]:
         "init_logit_scale": model.get("init_logit_scale", math.log(1 / 0.07)),
         "init_logit_bias": model.get("init_logit_bias"),
     }
+
+
+_WHOLE = ("width", "layers", "heads", "head_width", "image_size", "patch_size", "context_length")
+_REAL = ("mlp_ratio", "patch_dropout")
 
 
 def _check(where: str, options: dict[str, Any], known: set[str]) -> None:
@@ -115,9 +123,10 @@ def _activation(where: str, quick: bool, options: dict[str, Any]) -> str:
 
 
 def _eps(where: str, options: dict[str, Any]) -> float:
-    arguments = options.get("norm_kwargs") or {}
+    arguments = group(options, "norm_kwargs")
     if not set(arguments) <= {"eps"}:
         raise ValueError(f"{where}.norm_kwargs = {arguments} is not supported")
+    check_numbers(f"{where}.norm_kwargs.", arguments, (), ("eps",))
     return float(arguments.get("eps", 1e-5))
 
 
@@ -132,7 +141,7 @@ def _native_tower(v: dict[str, Any], quick: bool) -> dict[str, Any]:
         "embed_dim": width,
         "depth": layers,
         "num_heads": width // v.get("head_width", 64),
-        "mlp_ratio": ratio(int(width * v.get("mlp_ratio", 4.0)), width),
+        "mlp_ratio": ratio(int(width * float(v.get("mlp_ratio", 4.0))), width),
         "act_layer": _activation("vision_cfg", quick, v),
         "norm_eps": _eps("vision_cfg", v),
         "init_values": v.get("ls_init_value"),

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vision_accel.io._values import check_numbers, group
+
 # Arguments of timm's class that only say how to draw the first weights.
 _IGNORED = {"weight_init", "fix_init", "strict_img_size", "use_naflex"}
 _ACTIVATIONS = {"swish": "silu", "hardswish": "hard_swish"}
@@ -20,8 +22,9 @@ def read(
     Raises:
         ValueError: an option that cannot be honoured.
     """
-    pretrained = dict(config.get("pretrained_cfg") or config)  # older files have one level
-    args = dict(config.get("model_args") or {})
+    pretrained = group(config, "pretrained_cfg") or dict(config)  # older files have one level
+    args = group(config, "model_args")
+    check_numbers("model_args.", args, ("img_size", "patch_size"))
     fields: dict[str, Any] = {}
     size = pretrained.get("input_size") or [3, 224, 224]
     fields["in_chans"] = size[0]
@@ -53,7 +56,7 @@ def read(
     if isinstance(labels, (list, tuple)):
         labels = dict(enumerate(labels))
     named = {int(i): str(name) for i, name in labels.items()} if labels else None
-    return config["architecture"].split(".")[0], fields, tensors, named, pretrained
+    return str(config["architecture"]).split(".")[0], fields, tensors, named, pretrained
 
 
 def write(
