@@ -136,6 +136,29 @@ def test_winograd_gradients_in_parts(isa):
     assert all(torch.equal(p, q) for other in others for p, q in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("channels", [8, 40])
+@pytest.mark.parametrize("borders", [(True, False), (False, True), (False, False)], ids=str)
+def test_rows_of_an_upsampled_image(isa, borders, channels):
+    """Rows inside of an image, from neighbours that it has, are those of the whole."""
+    x, w, b = case(2, 5, 6, channels, channels, 3)
+    first, last = 2 * (1 - borders[0]), 10 - 2 * (1 - borders[1])
+    dy = torch.randn(2, last - first, 12, channels)
+
+    def run(fn):
+        leaves = [t.clone().requires_grad_() for t in (x, w, b)]
+        y = fn(*leaves)
+        y.backward(dy)
+        return [y.detach(), *(t.grad for t in leaves)]
+
+    got = run(lambda *a: ops.upsample_conv2d(*a, borders=borders))
+    want = run(lambda *a: ops.upsample_conv2d(*a)[:, first:last])
+    assert all(torch.equal(p, q) for p, q in zip(got, want, strict=True))
+    frozen = ops.upsample_conv2d(x, w, b, borders=borders)
+    assert torch.equal(frozen, ops.upsample_conv2d(x, w, b)[:, first:last])
+    with pytest.raises(ValueError, match="has no rows but the neighbours"):
+        ops.upsample_conv2d(x[:, : 1 - sum(borders)], w, b, borders=borders)
+
+
 def test_gradients_of_some_arguments():
     """What needs no gradient is not computed, with Winograd's algorithm and without."""
     for channels in (8, 40):
@@ -297,7 +320,7 @@ def test_opcheck():
     x, w, b = (t.requires_grad_() for t in case(1, 4, 5, 2, 3, 3))
     args = (x, w, b, None, "none", 2, [0, 1, 0, 1], torch.float32, True)
     torch.library.opcheck(torch.ops.vision_accel.conv2d.default, args)
-    torch.library.opcheck(torch.ops.vision_accel.upsample_conv2d.default, (x, w, b, True))
+    torch.library.opcheck(torch.ops.vision_accel.upsample_conv2d.default, (x, w, b, True, True, False))
 
 
 def test_compiles_whole():

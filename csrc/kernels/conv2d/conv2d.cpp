@@ -94,7 +94,7 @@ void conv2d_winograd(const Conv2dWinograd& a) {
   check_winograd(a.x);
   check_epilogue(a.bias, a.residual, a.y, a.x);
   const auto [batch, v, u, n] = a.y.shape<4>("conv2d: y");
-  if (a.upsample) check_shape(a.y, "conv2d: y", {batch, 2 * a.x.sizes[1], 2 * a.x.sizes[2], n});
+  if (a.upsample) check_shape(a.y, "conv2d: y", {batch, v, 2 * a.x.sizes[2], n});
   check_points(a.packed, a.x, n, a.x.sizes[3], a.upsample);
   check(a.pad_top >= 0 && a.pad_left >= 0, "conv2d: padding must not be negative");
   if (a.y.numel() == 0) return;

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vision_accel import _C
 from vision_accel.ops import _winograd
@@ -23,7 +24,9 @@ from vision_accel.ops.conv2d import (
 )
 
 
-def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def upsample_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, borders: tuple[bool, bool] = (True, True)
+) -> Tensor:
     """``conv2d(upsample(x), weight, bias, padding=1)`` with a nearest-neighbour upsampling to twice the size.
 
     Each of the four pixels that come of one pixel of x sees only 2 x 2 different pixels of x, so that the
@@ -33,9 +36,11 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         x: [B, h, w, C], channels last, float32, float64, float16 or bfloat16.
         weight: [N, C, 3, 3] in the dtype of x, or in 16 bits beside a float32 x.
         bias: [N] in the dtype of the weight.
+        borders: whether the first and the last row of x are those of the image. Where not, they are
+            neighbours of the rows that are asked for, and have no rows in the result.
 
     Returns:
-        [B, 2 h, 2 w, N] in the dtype of x.
+        [B, 2 h, 2 w, N] in the dtype of x; two rows less for each border that is none.
 
     Raises:
         ValueError: a shape or device does not match.
@@ -50,8 +55,11 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         raise ValueError(f"upsample_conv2d: weight must be [N, {x.shape[3]}, 3, 3], got {list(weight.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"upsample_conv2d: bias must be [{weight.shape[0]}], got {list(bias.shape)}")
+    if x.shape[1] < 2 - sum(borders):
+        raise ValueError(f"upsample_conv2d: x {list(x.shape)} has no rows but the neighbours")
     weight, bias = beside(x, weight), None if bias is None else beside(x, bias)
-    return _upsample_forward(x, weight, bias, torch.is_grad_enabled() and weight.requires_grad)
+    train = torch.is_grad_enabled() and weight.requires_grad
+    return _upsample_forward(x, weight, bias, train, *borders)
 
 
 # Row 2 v + p of the result reads the rows v + p - 1 and v + p of x: those of taps {0} and {1, 2} for p = 0,
@@ -80,17 +88,14 @@ def _unfold(folded: Tensor) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-def _upsample_out(x: Tensor, weight: Tensor) -> Tensor:
-    b, h, w, _ = x.shape
-    return x.new_empty(b, 2 * h, 2 * w, weight.shape[0])
-
-
-def _upsample_run(x: Tensor, weight: Tensor, bias: Tensor | None, train: bool) -> Tensor:
-    y = _upsample_out(x, weight)
+def _upsample_run(
+    x: Tensor, weight: Tensor, bias: Tensor | None, train: bool, above: bool, below: bool
+) -> Tensor:
+    y = _upsample_fake(x, weight, bias, train, above, below)
     x, bias = dense(x), dense_vector(bias)
     if _winograd.suits(x, weight.shape, 1, y.shape[1:3].numel() if train else None):
         points = pack_points(x, weight, train, upsample=True)
-        _C.conv2d_winograd(x, points, bias, None, y, "none", (1, 1), True)
+        _C.conv2d_winograd(x, points, bias, None, y, "none", (int(above), 1), True)
         return y
     matrix, packed = pack(x, weight, train, "upsample_conv2d", _fold)
     stream, tf32 = stream_of(x), allows_tf32(x, weight)
@@ -98,13 +103,16 @@ def _upsample_run(x: Tensor, weight: Tensor, bias: Tensor | None, train: bool) -
         for q in range(2):
             m, k = (None if v is None else v[p, q] for v in (matrix, packed))
             phase = y[:, p::2, q::2]
-            corner = (1 - p, 1 - q)
-            _C.conv2d_forward(x, m, k, bias, None, phase, "none", (2, 2), 1, corner, stream, tf32)
+            rows, corner = (x, int(above) - p) if above or not p else (x[:, 1:], 0)
+            _C.conv2d_forward(rows, m, k, bias, None, phase, "none", (2, 2), 1, (corner, 1 - q), stream, tf32)
     return y
 
 
-def _upsample_fake(x: Tensor, weight: Tensor, bias: Tensor | None, train: bool) -> Tensor:
-    return _upsample_out(x, weight)
+def _upsample_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, train: bool, above: bool, below: bool
+) -> Tensor:
+    b, h, w, _ = x.shape
+    return x.new_empty(b, 2 * (h - 2 + above + below), 2 * w, weight.shape[0])
 
 
 def _upsample_grad_run(
@@ -157,23 +165,25 @@ def _upsample_grad_fake(
 
 
 def _upsample_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, _ = inputs
+    x, weight, bias, _, above, below = inputs
     need_x, need_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(x if need_weight else None, weight if need_x else None)
     ctx.x_shape, ctx.weight_shape = list(x.shape), list(weight.shape)
     ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.unseen = (0, 0, 0, 0, 2 * (1 - above), 2 * (1 - below))  # rows that the result has not
 
 
 def _upsample_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:3])
+    dy = pad(dy, ctx.unseen) if any(ctx.unseen) else dy
     grads = _upsample_grad(dy, *ctx.saved_tensors, ctx.x_shape, ctx.weight_shape, needs)
     dx, dweight, dbias = (g if need else None for g, need in zip(grads, needs, strict=True))
-    return dx, dweight, None if dbias is None else dbias.to(ctx.bias_dtype), None
+    return dx, dweight, None if dbias is None else dbias.to(ctx.bias_dtype), None, None, None
 
 
 _upsample_forward = register(
     "upsample_conv2d",
-    "(Tensor x, Tensor weight, Tensor? bias, bool train) -> Tensor",
+    "(Tensor x, Tensor weight, Tensor? bias, bool train, bool above, bool below) -> Tensor",
     _upsample_run,
     _upsample_fake,
     _upsample_backward,
