@@ -3,93 +3,55 @@
 
 A norm needs the mean and variance of the whole image before any pixel behind it is known. So each residual
 block goes over the image twice: once for the statistics behind its first convolution, and once for its
-output. Each stripe takes as many rows of its neighbours as the convolutions see. There are no seams: the
-result is that of the whole image up to the rounding of the statistics.
+output. Rows go from one layer to the next as they come, with the neighbours that convolutions see, so that
+there are no seams: the result is that of the whole image up to rounding.
 
-The result of a block takes the place of its input. What the budget has no room for is computed again for each
-pass: what comes out of an upsampling convolution, and rows of the first convolution of a block. Resolutions
-that fit into the budget are not cut at all.
+Rows between two passes are stored in a ring (see ``models.rows``), where those of a result take the place of
+those that it was made of. A resolution of which no two streams fit is stored in 20.5 bits a value, whose
+rounding is as small as that of a convolution's sums. What there is no room for at all is computed again for
+each pass: what comes out of an upsampling convolution, and rows of the first convolution of a block.
+Resolutions that fit into the budget as they are are not cut.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vision_accel import ops
+from vision_accel.models.rows import (
+    HALO,
+    Convolved,
+    Ring,
+    Sliding,
+    Source,
+    Stored,
+    Upsampled,
+    Whole,
+    Window,
+    around,
+    conv3,
+    row_bytes,
+)
 from vision_accel.nn import is_plain
 from vision_accel.nn.resnet import of_stream, wide_dtype
-from vision_accel.ops._layout import statistics_dtype
+from vision_accel.ops._layout import autocast_dtype, statistics_dtype
 
 Statistics = tuple[Tensor, Tensor]
-_HALO = 2  # rows that a residual block sees above and below
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to cut: ``pixels`` of a stripe, and the ``budget`` in bytes for what is stored."""
+    """How to cut: bytes for the rows that are worked on, and for those that are stored."""
 
-    pixels: int
-    budget: int = 0
+    working: int
+    stored: int
 
-    def stripes(self, height: int, width: int) -> Iterator[tuple[int, int]]:
-        """First and last row of each stripe."""
-        rows = max(1, self.pixels // width)
-        for first in range(0, height, rows):
-            yield first, min(height, first + rows)
-
-
-class Source(Protocol):
-    """Where rows of a stream come from: ``x`` is what is in memory of it."""
-
-    x: Tensor
-    height: int
-    width: int
-    channels: int
-
-    def rows(self, first: int, last: int) -> Tensor:
-        """Rows [first, last) as [1, last - first, w, C]."""
-
-
-class Stored:
-    """A stream in memory."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-        _, self.height, self.width, self.channels = x.shape
-
-    def rows(self, first: int, last: int) -> Tensor:
-        """Rows [first, last)."""
-        return self.x[:, first:last]
-
-
-class Convolved:
-    """A 3 x 3 convolution of an image that is computed when rows are asked for."""
-
-    def __init__(self, x: Tensor, conv: Any) -> None:
-        self.x, self.conv = x, conv
-        _, self.height, self.width, _ = x.shape
-        self.channels = conv.out_channels
-
-    def rows(self, first: int, last: int) -> Tensor:
-        """Rows [first, last)."""
-        return _conv3(self.conv, _with_halo(Stored(self.x), first, last, 1), first, last, self.height)
-
-
-class Upsampled:
-    """An upsampling convolution that is computed when rows are asked for."""
-
-    def __init__(self, x: Tensor, conv: Any) -> None:
-        self.x, self.conv = x, conv
-        self.height, self.width, self.channels = 2 * x.shape[1], 2 * x.shape[2], conv.out_channels
-
-    def rows(self, first: int, last: int) -> Tensor:
-        """Rows [first, last)."""
-        low, high = max(0, (first - 1) // 2), min(self.height // 2, last // 2 + 1)
-        y = of_stream(self.conv, self.x[:, low:high])
-        return y[:, first - 2 * low : last - 2 * low]
+    def rows(self, like: Tensor, channels: int) -> int:
+        """How many rows are worked on at a time, where so many channels of each are held."""
+        return max(2, (self.working // (like.shape[2] * channels * like.element_size()) - HALO) // 2 * 2)
 
 
 def can_cut(part: nn.Module) -> bool:
@@ -98,23 +60,199 @@ def can_cut(part: nn.Module) -> bool:
     return all(is_plain(m, type(m)) and type(m).__module__.startswith(ours) for m in part.modules())
 
 
-def _with_halo(source: Source, first: int, last: int, halo: int) -> Tensor:
-    return source.rows(max(0, first - halo), min(source.height, last + halo))
+def decode(decoder: Any, z: Tensor, plan: Plan) -> Tensor:
+    """[1, h, w, latent_channels] -> [1, factor * h, factor * w, out_channels], as the decoder gives it."""
+    x = decoder.mid_block(decoder.conv_in(z, out_dtype=wide_dtype(z.dtype)))
+    image = _Image(Whole(x), decoder.conv_norm_out.num_groups, plan)
+    del x  # the image frees it
+    for i, block in enumerate(decoder.up_blocks):
+        for resnet in block.resnets:
+            image.resnet(resnet)
+        for upsampler in block.upsamplers:
+            image.upsample(upsampler.conv, decoder.up_blocks[i + 1].resnets[0].conv1.out_channels)
+    return image.finish(decoder.conv_norm_out, decoder.conv_out)
 
 
-def _conv3(
-    conv: Any, x: Tensor, first: int, last: int, height: int, residual: Tensor | None = None
-) -> Tensor:
-    """A 3 x 3 convolution for the rows [first, last): zeros outside of the image, neighbours inside."""
-    padding = (int(first == 0), int(last == height), 1, 1)
-    return ops.conv2d(
-        x,
-        conv.weight,
-        conv.bias,
-        residual=residual,
-        padding=padding,
-        out_dtype=None if residual is not None else wide_dtype(x.dtype),
-    )
+def encode(encoder: Any, x: Tensor, plan: Plan) -> Tensor:
+    """[1, h, w, in_channels] -> moments [1, h / factor, w / factor, 2 * latent_channels]."""
+    image = _Image(Convolved(x, encoder.conv_in), encoder.conv_norm_out.num_groups, plan)
+    for i, block in enumerate(encoder.down_blocks):
+        for resnet in block.resnets:
+            image.resnet(resnet)
+        for downsampler in block.downsamplers:
+            image.downsample(downsampler.conv, encoder.down_blocks[i + 1].resnets[0].conv1.out_channels)
+    y = encoder.mid_block(image.tensor())
+    return encoder.conv_out(encoder.conv_norm_out(y), out_dtype=y.dtype)
+
+
+class _Image:
+    """An image on its way through the layers: where its rows are, and the statistics of the norm behind."""
+
+    def __init__(self, source: Source, groups: int, plan: Plan) -> None:
+        self.source, self.groups, self.plan = source, groups, plan
+        self.norm: Statistics | None = None
+        self.ring: Ring | None = None
+
+    def tensor(self) -> Tensor:
+        """All of it; the ring is given up."""
+        height = self.source.like.shape[1]
+        x = self.source.open("free", height).rows(0, height)
+        self.ring = None
+        return x
+
+    def resnet(self, block: Any) -> None:
+        """A residual block, whole if there is room."""
+        source, like = self.source, self.source.like
+        c, n = block.conv1.in_channels, block.conv1.out_channels
+        if self._is_small(like, c, n):
+            self.source, self.norm = Whole(block(self.tensor())), None
+            return
+        height, width = like.shape[1:3]
+        rows = self.plan.rows(like, c + n + max(c, n))
+        first_norm = self.norm or self._statistics(rows)
+        room = self._room(like, c + 2 * n)
+        packed = _bytes(like, 2 * n) > room
+        size = _bytes(like, n, packed)
+        of_result = like.new_empty(0, height, width, n)
+        normalised = like.new_empty((rows + 2) * width * max(c, n), dtype=block.norm1.weight.dtype)
+
+        def normalise(norm: Any, x: Tensor, statistics: Statistics) -> Tensor:
+            return norm(x, statistics, normalised[: x.numel()].view(x.shape))
+
+        def hidden(window: Window, first: int, last: int, out: Tensor) -> None:
+            """conv1's rows [first, last)."""
+            x = normalise(block.norm1, around(window, first, last, height), first_norm)
+            conv3(block.conv1, x, first, last, height, out=out)
+
+        # Once for the statistics in the middle. What the second pass needs of the input is stored beside the
+        # first rows of conv1's result: the input itself, or its shortcut if that is smaller.
+        narrows = n < c and isinstance(source, Stored) and 2 * size <= room
+        kept = height if narrows else max(0, (room - source.stored) * height // size)
+        if kept < height:  # up to where a stripe of the second pass ends
+            stripes = max(0, kept - 1) // rows
+            kept = stripes * rows + 1 if stripes else 0
+        first_result, shortcut = self._store(of_result, packed), self._store(of_result, packed)
+        window = source.open("free" if narrows else "move" if kept else "keep", rows)
+        buffer, merger = like.new_empty(1, rows, width, n), _Merger(self.groups)
+        for first, last in _stripes(height, rows):
+            h = buffer[:, : last - first]
+            hidden(window, first, last, h)
+            merger.add(h)
+            if narrows:
+                shortcut.append(of_stream(block.conv_shortcut, window.rows(first, last)))
+            if first < kept:
+                first_result.append(h[:, : kept - first])
+        second_norm = merger.result(like)
+        del buffer, h
+
+        # Once for the result. What is not needed again is overwritten.
+        window = (shortcut if narrows else source).open("free", rows)
+
+        def make(first: int, last: int, out: Tensor) -> None:
+            if last <= kept:
+                first_result.read(first, last, out, "free")
+            else:
+                hidden(window, first, last, out)
+
+        middle = Sliding(of_result, rows, make)
+        result, merger = self._store(of_result, packed), _Merger(self.groups)
+        for first, last in _stripes(height, rows):
+            x = normalise(block.norm2, around(middle, first, last, height), second_norm)
+            y = window.rows(first, min(height, last + 1))[:, : last - first]
+            if block.conv_shortcut is not None and not narrows:
+                y = of_stream(block.conv_shortcut, y)
+            conv3(block.conv2, x, first, last, height, out=y, residual=y)
+            merger.add(y)
+            result.append(y)
+        self.source, self.norm = result, merger.result(like)
+
+    def upsample(self, conv: Any, channels: int) -> None:
+        """Twice the size, for a block of so many channels: computed now if there is room for the result."""
+        if isinstance(self.source, Whole):
+            low = self._store(self.source.like, False)
+            low.append(self.source.x)
+            self.source = low
+        self.source, self.norm = Upsampled(self.source, conv), None
+        like = self.source.like
+        c = like.shape[3]
+        room = self._room(like, 2 * c)
+        packed = _bytes(like, max(c, 2 * channels)) > room
+        if _bytes(like, c, packed) > room:
+            return
+        rows = self.plan.rows(like, 2 * c)
+        window = self.source.open("free", rows)
+        self._resize(like, packed, rows, window.rows)
+
+    def downsample(self, conv: Any, channels: int) -> None:
+        """Half the size, for a block of so many channels."""
+        options = {"stride": 2, "padding": (0, 1, 0, 1)}
+        large = self.source.like
+        like = of_stream(ops.conv2d, large, conv.weight, conv.bias, **options)
+        height = like.shape[1]
+        packed = _bytes(like, max(like.shape[3], 2 * channels)) > self._room(like, 2 * channels)
+        rows = self.plan.rows(large, 2 * large.shape[3])
+        window = self.source.open("free", rows)
+
+        def make(first: int, last: int) -> Tensor:
+            x = window.rows(2 * first, min(2 * height, 2 * last + 1))
+            options["padding"] = (0, int(last == height), 0, 1)
+            return of_stream(ops.conv2d, x, conv.weight, conv.bias, **options)
+
+        self._resize(like, packed, rows // 2, make)
+
+    def finish(self, norm: Any, conv: Any) -> Tensor:
+        """The last norm and convolution."""
+        like = self.source.like
+        _, height, width, c = like.shape
+        rows = self.plan.rows(like, 3 * c)
+        statistics = self.norm or self._statistics(rows)
+        window = self.source.open("free", rows)
+        y = conv.weight.new_empty(1, height, width, conv.out_channels)
+        y = y.to(autocast_dtype(y))
+        for first, last in _stripes(height, rows):
+            x = norm(around(window, first, last, height), statistics)
+            conv3(conv, x, first, last, height, out=y[:, first:last])
+        return y
+
+    def _is_small(self, like: Tensor, c: int, n: int) -> bool:
+        """Whether a block from c to n channels can have the whole image, out of the ring if it is there."""
+        whole = _bytes(like, max(2 * c + n, c + 3 * n)) <= self.plan.working + self.plan.stored
+        if isinstance(self.source, Stored):
+            return whole and _bytes(like, c) <= self.plan.working
+        return whole and isinstance(self.source, Whole)
+
+    def _statistics(self, rows: int) -> Statistics:
+        window, merger = self.source.open("keep", rows), _Merger(self.groups)
+        for first, last in _stripes(self.source.like.shape[1], rows):
+            merger.add(window.rows(first, last))
+        return merger.result(self.source.like)
+
+    def _resize(self, like: Tensor, packed: bool, rows: int, make: Callable[[int, int], Tensor]) -> None:
+        made, merger = self._store(like, packed), _Merger(self.groups)
+        for first, last in _stripes(like.shape[1], rows):
+            x = make(first, last)
+            made.append(x)
+            merger.add(x)
+        self.source, self.norm = made, merger.result(like)
+
+    def _store(self, like: Tensor, packed: bool) -> Stored:
+        if self.ring is None:
+            self.ring = Ring(self.plan.stored, like.device)
+        return Stored(self.ring, like, packed)
+
+    def _room(self, like: Tensor, channels: int) -> int:
+        """Bytes for whole images, where rows of so many channels come and go."""
+        return self.plan.stored - HALO * row_bytes(like.shape[2], channels, like.element_size(), False)
+
+
+def _bytes(like: Tensor, channels: int, packed: bool = False) -> int:
+    """An image of so many channels in the ring."""
+    return like.shape[1] * row_bytes(like.shape[2], channels, like.element_size(), packed)
+
+
+def _stripes(height: int, rows: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, height, rows):
+        yield first, min(height, first + rows)
 
 
 class _Merger:
@@ -139,133 +277,3 @@ class _Merger:
         mean, variance = self.mean, self.squares / self.count
         dtype = statistics_dtype(like)
         return mean.to(like.device, dtype), variance.to(like.device, dtype)
-
-
-def _statistics(source: Source, groups: int, plan: Plan) -> Statistics:
-    merger = _Merger(groups)
-    for first, last in plan.stripes(source.height, source.width):
-        rows = source.rows(first, last)
-        merger.add(rows)
-    return merger.result(rows)
-
-
-def _resnet(
-    block: Any, source: Source, before: Statistics | None, plan: Plan
-) -> tuple[Stored, Statistics | None]:
-    """The block's result, and the statistics of the norm behind it."""
-    if isinstance(source, Stored) and _whole(block, source) <= plan.budget:
-        return Stored(block(source.x)), None
-    height, width = source.height, source.width
-    groups, n = block.norm1.num_groups, block.conv1.out_channels
-    first_norm = before or _statistics(source, groups, plan)
-
-    def hidden(x: Tensor, top: int, bottom: int, first: int, last: int) -> Tensor:
-        """conv1's rows [first, last) from rows [top, bottom) of the input."""
-        x = x[:, max(0, first - 1) - top : min(height, last + 1) - top]
-        return _conv3(block.conv1, block.norm1(x, first_norm), first, last, height)
-
-    # Once for the statistics in the middle.
-    like = source.rows(0, 1)
-    size = height * width * n * like.element_size()
-    out_is_new = not (isinstance(source, Stored) and n == source.channels)
-    room = plan.budget - _bytes(source.x) - size * out_is_new
-    kept = like.new_empty(1, max(0, min(height, room * height // size)), width, n)  # its first rows
-    merger = _Merger(groups)
-    for first, last in plan.stripes(height, width):
-        top, bottom = max(0, first - 1), min(height, last + 1)
-        h = hidden(source.rows(top, bottom), top, bottom, first, last)
-        merger.add(h)
-        end = min(last, kept.shape[1])
-        kept[:, first:end] = h[:, : max(0, end - first)]
-    second_norm = merger.result(like)
-
-    # Once for the result, which takes the place of a stored input of the same width.
-    y = like.new_empty(1, height, width, n) if out_is_new else source.x
-    after = _Merger(groups)
-    above = like[:, :0]  # the last rows of the input above the stripe, which the result has overwritten
-    for first, last in plan.stripes(height, width):
-        top, bottom = max(0, first - _HALO), min(height, last + _HALO)
-        if out_is_new:
-            x = source.rows(top, bottom)
-        else:
-            x = torch.cat([above, source.rows(first, bottom)], 1)
-            above = x[:, max(0, last - _HALO) - top : last - top].clone()
-        low, high = max(0, first - 1), min(height, last + 1)
-        h = kept[:, low:high] if high <= kept.shape[1] else hidden(x, top, bottom, low, high)
-        middle = x[:, first - top : last - top]
-        residual = middle if block.conv_shortcut is None else of_stream(block.conv_shortcut, middle)
-        h = block.norm2(h.contiguous(), second_norm)
-        rows = _conv3(block.conv2, h, first, last, height, residual.contiguous())
-        y[:, first:last] = rows
-        after.add(rows)
-    return Stored(y), after.result(like)
-
-
-# Results are written into one image: small tensors that stay would pin what the allocator has between them.
-
-
-def _finish(part: Any, stream: Stored, before: Statistics | None, plan: Plan) -> Tensor:
-    """The last norm and convolution."""
-    norm = before or _statistics(stream, part.conv_norm_out.num_groups, plan)
-    conv = part.conv_out
-    y = stream.x.new_empty(1, stream.height, stream.width, conv.out_channels, dtype=conv.weight.dtype)
-    for first, last in plan.stripes(stream.height, stream.width):
-        x = part.conv_norm_out(_with_halo(stream, first, last, 1), norm)
-        padding = (int(first == 0), int(last == stream.height), 1, 1)
-        y[:, first:last] = ops.conv2d(x, conv.weight, conv.bias, padding=padding)
-    return y
-
-
-def decode(decoder: Any, z: Tensor, plan: Plan) -> Tensor:
-    """[1, h, w, latent_channels] -> [1, factor * h, factor * w, out_channels], as the decoder gives it."""
-    source: Source = Stored(decoder.mid_block(decoder.conv_in(z, out_dtype=wide_dtype(z.dtype))))
-    norm: Statistics | None = None
-    for block in decoder.up_blocks:
-        for resnet in block.resnets:
-            source, norm = _resnet(resnet, source, norm, plan)
-        for upsampler in block.upsamplers:
-            assert isinstance(source, Stored)
-            source, norm = _upsample(upsampler.conv, source, plan), None
-    assert isinstance(source, Stored)
-    return _finish(decoder, source, norm, plan)
-
-
-def encode(encoder: Any, x: Tensor, plan: Plan) -> Tensor:
-    """[1, h, w, in_channels] -> moments [1, h / factor, w / factor, 2 * latent_channels]."""
-    source: Source = Convolved(x, encoder.conv_in)
-    norm: Statistics | None = None
-    for block in encoder.down_blocks:
-        for resnet in block.resnets:
-            source, norm = _resnet(resnet, source, norm, plan)
-        for downsampler in block.downsamplers:
-            assert isinstance(source, Stored)
-            source, norm = Stored(_downsample(downsampler.conv, source, plan)), None
-    assert isinstance(source, Stored)
-    y = encoder.mid_block(source.x)
-    return encoder.conv_out(encoder.conv_norm_out(y), out_dtype=y.dtype)
-
-
-def _bytes(x: Tensor) -> int:
-    return x.numel() * x.element_size()
-
-
-def _whole(block: Any, source: Stored) -> int:
-    """Peak of a block that is not cut: its input, what its norms and convolutions make, and its result."""
-    c, n = block.conv1.in_channels, block.conv1.out_channels
-    return source.height * source.width * max(2 * c + n, c + 3 * n) * source.x.element_size()
-
-
-def _upsample(conv: Any, stream: Stored, plan: Plan) -> Source:
-    """Made now if the block behind it still has room for its result, of up to as many channels."""
-    size = 4 * stream.height * stream.width * conv.out_channels * stream.x.element_size()
-    return Stored(of_stream(conv, stream.x)) if 2 * size <= plan.budget else Upsampled(stream.x, conv)
-
-
-def _downsample(conv: Any, stream: Stored, plan: Plan) -> Tensor:
-    half = stream.height // 2
-    y = stream.x.new_empty(1, half, stream.width // 2, conv.out_channels)
-    for first, last in plan.stripes(half, stream.width):
-        x = stream.x[:, 2 * first : 2 * last + 1]
-        padding = (0, int(last == half), 0, 1)
-        y[:, first:last] = of_stream(ops.conv2d, x, conv.weight, conv.bias, stride=2, padding=padding)
-    return y

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vision_accel.models.rows import HALO, row_bytes
 from vision_accel.models.striped import Plan
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30}
-_ROWS = (256, 128, 64, 32, 16, 8, 4)  # of a stripe at full resolution, largest first
+_RESERVE = 16  # one part of so many of a budget is left to the allocator
 
 
 def parse_memory(value: int | float | str) -> int:
@@ -44,22 +45,23 @@ def whole_bytes(widths: tuple[int, ...], pixels: int, element: int) -> int:
     return max(peaks) * element
 
 
-def stored_bytes(widths: tuple[int, ...], height: int, width: int, element: int) -> int:
-    """What is stored of an image in stripes at least: the stream of a level beside that of the finer one."""
-    pixels = height * width
-    stored = [pixels * widths[0], pixels // 4 ** (len(widths) - 1) * widths[-1] * 5]  # the lowest is whole
-    for level in range(1, len(widths)):
-        area = pixels // 4**level
-        stored.append(area * widths[level] + 4 * area * widths[level - 1])
-    return max(stored) * element
+def least_bytes(widths: tuple[int, ...], height: int, width: int, element: int) -> int:
+    """The least for one image in stripes of two rows; see ``whole_bytes``."""
+    lowest = height * width // 4 ** (len(widths) - 1) * widths[-1] * 6 * element  # attention is not cut
+    stored, working = _least(widths, height, width, element)
+    return max(lowest, (stored + working) * _RESERVE // (_RESERVE - 1) + 1)
 
 
-def striped_bytes(widths: tuple[int, ...], height: int, width: int, rows: int, element: int) -> int:
-    """Peak of the activations of one image in stripes of ``rows`` rows; see ``whole_bytes``."""
-    above = widths[min(1, len(widths) - 1)]
-    stripe = (rows + 8) * width * (3 * above + 5 * widths[0]) * element
-    # An eighth is what allocators lose between stripes.
-    return (stored_bytes(widths, height, width, element) + stripe) * 9 // 8
+def _least(widths: tuple[int, ...], height: int, width: int, element: int) -> tuple[int, int]:
+    """What must be stored at least, and what two rows take that are worked on."""
+    stored = working = 0
+    for level, n in enumerate(widths):
+        h, w = height >> level, width >> level
+        c = max(widths[max(0, level - 1) : level + 2])  # of what a block is made of: encoder or decoder
+        rows = HALO * row_bytes(w, c + 2 * n, element, packed=False)
+        stored = max(stored, h * row_bytes(w, n, element, packed=True) + rows)
+        working = max(working, (2 + HALO) * w * (c + n + max(c, n)) * element)
+    return stored, working
 
 
 def plan_for(widths: tuple[int, ...], height: int, width: int, element: int, budget: int) -> Plan | None:
@@ -70,15 +72,16 @@ def plan_for(widths: tuple[int, ...], height: int, width: int, element: int, bud
     """
     if whole_bytes(widths, height * width, element) <= budget:
         return None
-    for rows in _ROWS:
-        spare = budget - striped_bytes(widths, height, width, rows, element)
-        if spare >= 0:
-            return Plan(rows * width, stored_bytes(widths, height, width, element) + spare)
-    least = striped_bytes(widths, height, width, _ROWS[-1], element)
-    raise ValueError(
-        f"max_memory: {budget / 2**20:.0f} MB is too little for {height} x {width} pixels;"
-        f" the least that works is {least / 2**20 + 1:.0f}MB"
-    )
+    least = least_bytes(widths, height, width, element)
+    if least > budget:
+        raise ValueError(
+            f"max_memory: {budget / 2**20:.0f} MB is too little for {height} x {width} pixels;"
+            f" the least that works is {least / 2**20 + 1:.0f}MB"
+        )
+    usable = budget - budget // _RESERVE
+    stored, working = _least(widths, height, width, element)
+    working = max(working, min(usable // 8, usable - stored))
+    return Plan(working, usable - working)
 
 
 def blended(

@@ -26,9 +26,13 @@ class GroupNorm(torch.nn.GroupNorm):
         super().__init__(groups, channels, eps)
         self.activation = activation
 
-    def forward(self, x: Tensor, statistics: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Normalise x [B, ..., C]; ``statistics`` as in :func:`vision_accel.ops.group_norm`."""
+    def forward(
+        self, x: Tensor, statistics: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """Normalise x [B, ..., C]; ``statistics`` and ``out`` as in :func:`vision_accel.ops.group_norm`."""
         unfused = UNFUSED.get(self.activation)
         fused = self.activation if unfused is None else "none"
-        y = ops.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, fused, statistics=statistics)
+        y = ops.group_norm(
+            x, self.num_groups, self.weight, self.bias, self.eps, fused, statistics=statistics, out=out
+        )
         return y if unfused is None else unfused(y, inplace=True)

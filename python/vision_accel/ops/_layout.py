@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How tensors are handed to the C++ core."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,14 @@ def autocasts(x: Tensor) -> bool:
 def autocast_dtype(x: Tensor) -> torch.dtype:
     """The dtype that a product of ``x`` runs in: its own, unless ``torch.autocast`` says otherwise."""
     return torch.get_autocast_dtype(x.device.type) if autocasts(x) and x.dtype != torch.float64 else x.dtype
+
+
+def check_out(op: str, out: Tensor, shape: Sequence[int], like: Tensor) -> None:
+    """Refuse an ``out`` of another shape or device, or one whose pixels are not dense."""
+    if list(out.shape) != list(shape) or out.device != like.device or not out.is_contiguous():
+        raise ValueError(
+            f"{op}: out must be {list(shape)}, contiguous and on {like.device}, got {list(out.shape)}"
+        )
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:

@@ -31,6 +31,8 @@ def register(
 ) -> Op:
     """Register ``vision_accel::<name>`` and return the function that calls it (positional arguments only).
 
+    Where ``impl`` has an argument ``out``, so has it: the result is written there, without gradients.
+
     Args:
         name: the op's name.
         schema: its arguments and results in torch's schema language, without the name.
@@ -54,7 +56,9 @@ def register(
             _LIB.impl(name, _autocast_kernel(dispatched, device, autocast), key)
     differentiable = _function(name, impl, backward, setup_context)
 
-    def call(*args: Any) -> Any:
+    def call(*args: Any, out: Tensor | None = None) -> Any:
+        if out is not None:
+            return write(out, args)
         if torch.compiler.is_compiling():
             return dispatched(*args)
         needs_grad = False
@@ -76,6 +80,16 @@ def register(
             return dispatched(*args)
         except RuntimeError as e:  # torch names the argument that is of the wrong type
             raise TypeError(str(e).partition("\n")[0]) from None
+
+    def write(out: Tensor, args: tuple[Any, ...]) -> Tensor:
+        tensors = [out, *(a for a in args if isinstance(a, Tensor))]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            raise NotImplementedError(f"{name}: its gradient with out= is not supported")
+        if torch.compiler.is_compiling() or _is_observed() or any(type(t) not in _PLAIN for t in tensors):
+            return out.copy_(dispatched(*args))
+        impl(*args, out=out)
+        torch.autograd.graph.increment_version(out)
+        return out
 
     return call
 

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from vision_accel import _C
 from vision_accel.ops import _winograd
-from vision_accel.ops._layout import dense_vector, statistics_dtype, stream_of
+from vision_accel.ops._layout import check_out, dense_vector, statistics_dtype, stream_of
 from vision_accel.ops._register import register
 from vision_accel.ops.conv2d import (
     allows_tf32,
@@ -25,7 +25,12 @@ from vision_accel.ops.conv2d import (
 
 
 def upsample_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, borders: tuple[bool, bool] = (True, True)
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    borders: tuple[bool, bool] = (True, True),
+    out: Tensor | None = None,
 ) -> Tensor:
     """``conv2d(upsample(x), weight, bias, padding=1)`` with a nearest-neighbour upsampling to twice the size.
 
@@ -38,6 +43,7 @@ def upsample_conv2d(
         bias: [N] in the dtype of the weight.
         borders: whether the first and the last row of x are those of the image. Where not, they are
             neighbours of the rows that are asked for, and have no rows in the result.
+        out: where to write the result, contiguous. Without gradients.
 
     Returns:
         [B, 2 h, 2 w, N] in the dtype of x; two rows less for each border that is none.
@@ -59,7 +65,9 @@ def upsample_conv2d(
         raise ValueError(f"upsample_conv2d: x {list(x.shape)} has no rows but the neighbours")
     weight, bias = beside(x, weight), None if bias is None else beside(x, bias)
     train = torch.is_grad_enabled() and weight.requires_grad
-    return _upsample_forward(x, weight, bias, train, *borders)
+    if out is not None:
+        check_out("upsample_conv2d", out, _upsample_shape(x, weight, *borders), x)
+    return _upsample_forward(x, weight, bias, train, *borders, out=out)
 
 
 # Row 2 v + p of the result reads the rows v + p - 1 and v + p of x: those of taps {0} and {1, 2} for p = 0,
@@ -88,10 +96,21 @@ def _unfold(folded: Tensor) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
+def _upsample_shape(x: Tensor, weight: Tensor, above: bool, below: bool) -> list[int]:
+    b, h, w, _ = x.shape
+    return [b, 2 * (h - 2 + above + below), 2 * w, weight.shape[0]]
+
+
 def _upsample_run(
-    x: Tensor, weight: Tensor, bias: Tensor | None, train: bool, above: bool, below: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    train: bool,
+    above: bool,
+    below: bool,
+    out: Tensor | None = None,
 ) -> Tensor:
-    y = _upsample_fake(x, weight, bias, train, above, below)
+    y = _upsample_fake(x, weight, bias, train, above, below) if out is None else out
     x, bias = dense(x), dense_vector(bias)
     if _winograd.suits(x, weight.shape, 1, y.shape[1:3].numel() if train else None):
         points = pack_points(x, weight, train, upsample=True)
@@ -111,8 +130,7 @@ def _upsample_run(
 def _upsample_fake(
     x: Tensor, weight: Tensor, bias: Tensor | None, train: bool, above: bool, below: bool
 ) -> Tensor:
-    b, h, w, _ = x.shape
-    return x.new_empty(b, 2 * (h - 2 + above + below), 2 * w, weight.shape[0])
+    return x.new_empty(_upsample_shape(x, weight, above, below))
 
 
 def _upsample_grad_run(

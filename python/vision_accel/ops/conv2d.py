@@ -10,6 +10,7 @@ from vision_accel import _C
 from vision_accel.ops import _pack_cache, _winograd
 from vision_accel.ops._layout import (
     autocast_dtype,
+    check_out,
     dense_vector,
     product_options,
     statistics_dtype,
@@ -32,6 +33,7 @@ def conv2d(
     stride: int = 1,
     padding: int | Padding = 0,
     out_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """``residual + act(conv(x, weight) + bias)``, computed in float32 and rounded once.
 
@@ -48,6 +50,7 @@ def conv2d(
         padding: zeros around the image: on each side, or (top, bottom, left, right).
         out_dtype: dtype of the result: that of x, or float32 beside a 16-bit x; by default that of the
             residual, or of x (under ``torch.autocast``, its dtype).
+        out: where to write the result, contiguous; may be the residual. Without gradients.
 
     Returns:
         [B, v, u, N] with ``v = (h + top + bottom - i) // stride + 1``, likewise u.
@@ -83,13 +86,16 @@ def conv2d(
         if list(residual.shape) != shape:
             raise ValueError(f"conv2d: residual must be {shape}, got {list(residual.shape)}")
         out_dtype = residual.dtype if out_dtype is None else out_dtype
+    if out is not None:
+        check_out("conv2d", out, shape, x)
+        out_dtype = out.dtype
     weight, bias = beside(x, weight), None if bias is None else beside(x, bias)
     if activation != "none" and torch.is_grad_enabled() and _needs_grad(x, weight, bias):
         y = activate(conv2d(x, weight, bias, stride=stride, padding=padding, out_dtype=out_dtype), activation)
         return y if residual is None else residual + y
     train = torch.is_grad_enabled() and weight.requires_grad
     out_dtype = out_dtype or autocast_dtype(x)
-    return _forward(x, weight, bias, residual, activation, stride, list(pads), out_dtype, train)
+    return _forward(x, weight, bias, residual, activation, stride, list(pads), out_dtype, train, out=out)
 
 
 def check_float(op: str, x: Tensor) -> None:
@@ -172,8 +178,9 @@ def _run(
     pads: list[int],
     out_dtype: torch.dtype,
     train: bool,
+    out: Tensor | None = None,
 ) -> Tensor:
-    y = x.new_empty(_out_shape(x, weight, stride, pads), dtype=out_dtype)
+    y = x.new_empty(_out_shape(x, weight, stride, pads), dtype=out_dtype) if out is None else out
     kernel, corner = (weight.shape[2], weight.shape[3]), (pads[0], pads[2])
     bias, residual = dense_vector(bias), None if residual is None else dense(residual)
     if _winograd.suits(x, weight.shape, stride, y.shape[1:3].numel() if train else None):

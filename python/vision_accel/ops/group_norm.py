@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vision_accel import _C
-from vision_accel.ops._layout import autocasts, statistics_dtype, stream_of
+from vision_accel.ops._layout import autocasts, check_out, statistics_dtype, stream_of
 from vision_accel.ops._register import register
 
 
@@ -20,6 +20,7 @@ def group_norm(
     activation: str = "none",
     *,
     statistics: tuple[Tensor, Tensor] | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """``act(group_norm(x))``: mean and variance over all pixels and the channels of a group.
 
@@ -35,6 +36,7 @@ def group_norm(
         activation: none, gelu, gelu_tanh, quick_gelu or silu.
         statistics: mean and variance [B, G] to use, as of :func:`group_norm_statistics`: for a part of an
             image that is normalised like the whole. Not differentiable.
+        out: where to write the result, contiguous; with ``statistics`` only.
 
     Returns:
         [B, ..., C] in the dtype of the weight.
@@ -52,7 +54,11 @@ def group_norm(
     if autocasts(x) and x.dtype in (torch.float16, torch.bfloat16):
         weight, bias = weight.to(x.dtype), bias.to(x.dtype)  # statistics are float32 anyway
     if statistics is not None:
-        return _apply(x, *statistics, weight, bias, eps, activation)
+        if out is not None:
+            check_out("group_norm", out, x.shape, x)
+        return _apply(x, *statistics, weight, bias, eps, activation, out=out)
+    if out is not None:
+        raise ValueError("group_norm: out is for given statistics only")
     return _forward(x, weight, bias, groups, eps, activation)[0]
 
 
@@ -100,12 +106,18 @@ def _statistics_run(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
 
 def _apply_run(
-    x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float, activation: str
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    activation: str,
+    out: Tensor | None = None,
 ) -> Tensor:
-    y = _apply_fake(x, mean, variance, weight, bias, eps, activation)
-    out = _pixels(y)
-    weight, bias = weight.contiguous(), bias.contiguous()
-    _C.group_norm_forward(_pixels(x), mean, variance, weight, bias, out, activation, eps, stream_of(x))
+    y = _apply_fake(x, mean, variance, weight, bias, eps, activation) if out is None else out
+    pixels, weight, bias = _pixels(y), weight.contiguous(), bias.contiguous()
+    _C.group_norm_forward(_pixels(x), mean, variance, weight, bias, pixels, activation, eps, stream_of(x))
     return y
 
 
