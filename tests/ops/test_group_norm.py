@@ -95,6 +95,11 @@ def test_statistics():
     torch.testing.assert_close(variance, grouped.var(2, correction=0).float())
     whole = ops.group_norm(x, groups, w, b, eps, activation)
     part = ops.group_norm(x[:, 3:7, 2:], groups, w, b, eps, activation, statistics=(mean, variance))
+    out = torch.empty(part.shape)
+    ops.group_norm(x[:, 3:7, 2:], groups, w, b, eps, activation, statistics=(mean, variance), out=out)
+    assert torch.equal(out, part)
+    with pytest.raises(ValueError, match="out is for given statistics only"):
+        ops.group_norm(x, groups, w, b, out=torch.empty_like(x))
     assert torch.equal(part, whole[:, 3:7, 2:])
 
 
