@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vision_accel.data.loader import bad_sample
 from vision_accel.data.sampler import Order
 from vision_accel.data.source import BadSample, DataError, SampleError, Source
 from vision_accel.data.tars import index_path, load_index, save_index, scan
+
+Files = list[tuple[str, bytes]]  # of one sample: name and content
 
 
 @dataclass
@@ -74,16 +77,15 @@ def pack(
     if source.classes != ("",):
         _write(folder / "classes.txt", "".join(f"{name}\n" for name in source.classes).encode())
 
-    def files() -> Iterator[tuple[int, list[tuple[str, bytes]]]]:
-        """Position and files of each sample that can be read, behind the tars that are there."""
+    def files() -> Iterator[Files]:
+        """The files of each sample that can be read, behind the tars that are there."""
         for position in range(start, len(source)):
             index = order[position].image if shuffle else position
             progress(1)
             try:
-                yield position, list(_files(source, index, position))
+                yield list(_files(source, index, position))
             except (OSError, SampleError) as e:
-                why = (e.strerror or str(e)).lower() if isinstance(e, OSError) else str(e)
-                result.bad.append(BadSample(source.name(index), why))
+                result.bad.append(bad_sample(source, index, e))
 
     start = 0
     while True:
@@ -102,33 +104,41 @@ def pack(
     item = next(stream, None)
     while item is not None:
         path = folder / f"{prefix}{len(result.shards):06}.tar"
-        aside = path.with_name(f"{path.name}.tmp")
-        count = size = 0
-        try:
-            with aside.open("wb") as f:
-                with tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                    while item is not None and count < max_count:
-                        more = sum(512 + -(-len(data) // 512) * 512 for _, data in item[1])
-                        if count and size + more + 1024 > max_bytes:
-                            break
-                        for name, data in item[1]:
-                            info = tarfile.TarInfo(name)
-                            info.size, info.mode = len(data), 0o444
-                            tar.addfile(info, io.BytesIO(data))
-                        count, size = count + 1, size + more
-                        item = next(stream, None)
-                f.flush()
-                os.fsync(f.fileno())
-            aside.replace(path)
-        except OSError as e:
-            e.filename = e.filename or path  # a full disk does not say where
-            raise
-        finally:
-            aside.unlink(missing_ok=True)
+        count, item = _write_tar(path, item, stream, max_count, max_bytes)
         save_index(path, scan(path))
         result.shards.append(path)
         result.samples += count
     return result
+
+
+def _write_tar(
+    path: Path, item: Files | None, rest: Iterator[Files], max_count: int, max_bytes: int
+) -> tuple[int, Files | None]:
+    """Write a tar of ``item`` and what follows; how many samples are in it, and the first that is not."""
+    aside = path.with_name(f"{path.name}.tmp")
+    count = size = 0
+    try:
+        with aside.open("wb") as f:
+            with tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                while item is not None and count < max_count:
+                    more = sum(512 + -(-len(data) // 512) * 512 for _, data in item)
+                    if count and size + more + 1024 > max_bytes:
+                        break
+                    for name, data in item:
+                        info = tarfile.TarInfo(name)
+                        info.size, info.mode = len(data), 0o444
+                        tar.addfile(info, io.BytesIO(data))
+                    count, size = count + 1, size + more
+                    item = next(rest, None)
+            f.flush()
+            os.fsync(f.fileno())
+        aside.replace(path)
+    except OSError as e:
+        e.filename = e.filename or path  # a full disk does not say where
+        raise
+    finally:
+        aside.unlink(missing_ok=True)
+    return count, item
 
 
 def _files(source: Source, index: int, position: int) -> Iterator[tuple[str, bytes]]:
