@@ -181,6 +181,7 @@ def test_image_files(image_root, tmp_path):
         ("model", {"name": "vit_tiny_patch16_224", "overrides": {}}, "is a ViT, not an AutoencoderKL"),
         ("model", {"overrides": {"latent_chanels": 2}}, "did you mean 'latent_channels'"),
         ("model", {"overrides": {"block_out_channels": "[8"}}, "must be numbers with commas, got .\\[8"),
+        ("model", {"overrides": {"in_channels": 1}}, r"images have 3 channels, .* takes and makes \(1, 3\)"),
         ("autoencode", {"perceptual_weights": "nowhere.pth"}, "no such file: nowhere.pth"),
         ("autoencode", {"kl_weight": -1.0}, "autoencode.kl_weight: must be at least 0"),
         ("data", {"train": ""}, "name a folder of images"),
@@ -191,6 +192,15 @@ def test_bad_options(options, group, values, message):
         setattr(getattr(options, group), name, value)
     with pytest.raises(ConfigError, match=message):
         fit(options)
+
+
+def test_training_without_lpips_says_so(options, caplog):
+    fit(options)
+    assert "perceptual_weights: not given, so that the loss has no LPIPS" in caplog.text
+    caplog.clear()
+    options.autoencode.perceptual_weight, options.train.out = 0.0, f"{options.train.out}2"
+    fit(options)
+    assert "LPIPS" not in caplog.text
 
 
 def test_lpips_without_the_package(options, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import vision_accel as va
 from vision_accel import train
 from vision_accel.demo.errors import DemoError
 from vision_accel.demo.training import fit, run_options
+from vision_accel.train.autoencode_options import AutoencodeOptions
 from vision_accel.train.config import AugmentOptions, DataOptions, ModelOptions, OptimOptions
 
 PSNR = 24.0  # dB; the demo fails below this on the held-out crops
@@ -67,6 +68,7 @@ def options(out: Path, steps: int, seed: int) -> train.Config:
         optim=OptimOptions(lr=2e-3, weight_decay=0.0),
         augment=AugmentOptions(scale=(0.25, 0.6), ratio=(1.0, 1.0)),
         train=run_options(out, steps, seed),
+        autoencode=AutoencodeOptions(perceptual_weight=0.0),
     )
 
 

@@ -108,6 +108,8 @@ class Autoencode:
         o = config.autoencode
         if o.perceptual_weights and not Path(o.perceptual_weights).is_file():
             raise ConfigError(f"autoencode.perceptual_weights: no such file: {o.perceptual_weights}")
+        if o.perceptual_weight > 0 and not o.perceptual_weights and world.rank == 0:
+            _log.warning("autoencode.perceptual_weights: not given, so that the loss has no LPIPS")
         self.config, self.world = config, world
         self.source = open_images(config.data.train, labelled=False, block=config.data.shuffle_block)
         self.val = open_images(config.data.val, labelled=False) if config.data.val else None
@@ -137,6 +139,9 @@ class Autoencode:
         vae = start_model(options, settings)
         if not isinstance(vae, va.AutoencoderKL):
             raise ConfigError(f"model.name: {options.name} is a {type(vae).__name__}, not an AutoencoderKL")
+        channels = vae.config.in_channels, vae.config.out_channels
+        if channels != (3, 3):
+            raise ConfigError(f"model: images have 3 channels, the autoencoder takes and makes {channels}")
         factor = vae.config.factor
         size = options.img_size or 256
         height, width = (size, size) if isinstance(size, int) else size
