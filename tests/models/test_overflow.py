@@ -38,7 +38,7 @@ def call(model, name, max_memory=None):
     return model.decode(z, max_memory=max_memory).sample
 
 
-@pytest.mark.parametrize("max_memory", [None, "11MB"])
+@pytest.mark.parametrize("max_memory", [None, "6MB"])
 @pytest.mark.parametrize(("enlarged", "layer"), CASES.values(), ids=CASES)
 @torch.no_grad()
 def test_a_layer_that_overflows_becomes_float32(enlarged, layer, max_memory):
