@@ -15,6 +15,7 @@ from vision_accel.train.optim import AdamW
 # Stable Diffusion's autoencoder; the size is that of the image.
 CASES = {
     "SD decode, 256 px": {"part": "decode", "size": 256},
+    "SD decode, 256 px, within 48 MB": {"part": "decode", "size": 256, "max_memory": "48MB"},
     "SD encode, 256 px": {"part": "encode", "size": 256},
     "64-128-128, training step, 4 x 128 px": {"part": "train", "size": 128, "batch": 4},
     "32-64, training step, 8 x 64 px": {"part": "train", "size": 64, "batch": 8, "widths": (32, 64)},
@@ -44,7 +45,12 @@ class Part(nn.Module):
 
 
 def make(
-    part: str, size: int, batch: int = 1, widths: tuple[int, ...] = (64, 128, 128), **options: Any
+    part: str,
+    size: int,
+    batch: int = 1,
+    widths: tuple[int, ...] = (64, 128, 128),
+    max_memory: str | None = None,
+    **options: Any,
 ) -> Workload:
     reference_libs = importlib.import_module("tests.reference_libs")
     diffusers = reference_libs.diffusers()
@@ -69,16 +75,17 @@ def make(
     flops = _flops(whole, x)
     last = Part(copy.deepcopy(plain).to(memory_format=torch.channels_last), part)
 
-    def ours() -> torch.Tensor:
+    def ours(max_memory: str | None = max_memory) -> torch.Tensor:
         with torch.inference_mode():
             if part == "decode":
-                return model.decode(x, return_dict=False)[0]
-            p = model.encode(x)
+                return model.decode(x, return_dict=False, max_memory=max_memory)[0]
+            p = model.encode(x, max_memory=max_memory)
             return torch.cat([p.mean, p.logvar], 1)
 
     return Workload(
         ours,
         {
+            **({"without a limit": lambda: ours(None)} if max_memory else {}),
             "diffusers eager": peers.eager(whole, x),
             "diffusers channels_last": peers.eager(last, x.to(memory_format=torch.channels_last)),
         },
