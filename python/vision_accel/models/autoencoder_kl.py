@@ -244,8 +244,9 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
             generator: not used; diffusers' pipelines pass one.
             max_memory: bytes, or text such as ``"2GB"``, that activations may take beside the result. A
                 larger image is processed in stripes, without gradients and with the same result but for
-                rounding (a relative difference below 1e-5); see ``models.striped``. A model with hooks, or
-                with modules that are not ours, is not cut.
+                rounding (differences below 1e-5 of its range); see ``models.striped``. Packed weights, and
+                some 25 MB of the kernels and the allocator, are not counted. A model with hooks, or with
+                modules that are not ours, is not cut.
 
         Returns:
             [B, out_channels, factor * h, factor * w], about in [-1, 1]. Its ``sample`` is itself, for callers

@@ -173,7 +173,7 @@ class Upsampled:
     def __init__(self, low: Source, conv: Any) -> None:
         self.low, self.conv = low, conv
         self.stored = low.stored
-        self.like = self._convolve(low.like)
+        self.like = self.convolve(low.like)
 
     def open(self, then: Then, rows: int) -> Window:
         """A window on rows made of those of ``low``."""
@@ -181,13 +181,14 @@ class Upsampled:
 
         def make(first: int, last: int, out: Tensor) -> None:
             first, last = first // 2, last // 2
-            self._convolve(around(window, first, last, height), (first == 0, last == height), out)
+            self.convolve(around(window, first, last, height), (first == 0, last == height), out)
 
         return Sliding(self.like, rows, make, step=2)
 
-    def _convolve(
+    def convolve(
         self, x: Tensor, borders: tuple[bool, bool] = (True, True), out: Tensor | None = None
     ) -> Tensor:
+        """Rows of the image from those of the low resolution; see ``ops.upsample_conv2d``."""
         weight, bias = self.conv.weight, self.conv.bias
         return of_stream(ops.upsample_conv2d, x, weight, bias, borders=borders, out=out)
 

@@ -104,7 +104,10 @@ class _Image:
         """A residual block, whole if there is room."""
         source, like = self.source, self.source.like
         c, n = block.conv1.in_channels, block.conv1.out_channels
-        if self._is_small(like, c, n):
+        # Out of the ring, it is twice in memory for a moment.
+        if self._fits(like, c, n) and (
+            isinstance(source, Whole) or (isinstance(source, Stored) and _bytes(like, c) <= self.plan.working)
+        ):
             self.source, self.norm = Whole(block(self.tensor())), None
             return
         height, width = like.shape[1:3]
@@ -169,6 +172,10 @@ class _Image:
     def upsample(self, conv: Any, channels: int) -> None:
         """Twice the size, for a block of so many channels: computed now if there is room for the result."""
         if isinstance(self.source, Whole):
+            whole = Upsampled(self.source, conv)
+            if self._fits(whole.like, whole.like.shape[3], channels):
+                self.source, self.norm = Whole(whole.convolve(self.source.x)), None
+                return
             low = self._store(self.source.like, False)
             low.append(self.source.x)
             self.source = low
@@ -214,12 +221,9 @@ class _Image:
             conv3(conv, x, first, last, height, out=y[:, first:last])
         return y
 
-    def _is_small(self, like: Tensor, c: int, n: int) -> bool:
-        """Whether a block from c to n channels can have the whole image, out of the ring if it is there."""
-        whole = _bytes(like, max(2 * c + n, c + 3 * n)) <= self.plan.working + self.plan.stored
-        if isinstance(self.source, Stored):
-            return whole and _bytes(like, c) <= self.plan.working
-        return whole and isinstance(self.source, Whole)
+    def _fits(self, like: Tensor, c: int, n: int) -> bool:
+        """Whether there is room for all that a block from c to n channels makes of the whole image."""
+        return _bytes(like, max(2 * c + n, c + 3 * n)) <= self.plan.working + self.plan.stored
 
     def _statistics(self, rows: int) -> Statistics:
         window, merger = self.source.open("keep", rows), _Merger(self.groups)
