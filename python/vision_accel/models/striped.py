@@ -97,19 +97,22 @@ class _Image:
         """All of it; the ring is given up."""
         height = self.source.like.shape[1]
         x = self.source.open("free", height).rows(0, height)
-        self.ring = None
+        self.source, self.ring = Whole(x), None
         return x
 
     def resnet(self, block: Any) -> None:
         """A residual block, whole if there is room."""
+        like, c, n = self.source.like, block.conv1.in_channels, block.conv1.out_channels
+        is_small = _bytes(like, c) <= self.plan.working  # out of the ring, it is twice in memory for a moment
+        is_taken_out = isinstance(self.source, Whole) or (isinstance(self.source, Stored) and is_small)
+        if is_taken_out and self._fits(like, c, n):
+            self.source, self.norm = Whole(block(self.tensor())), None
+        else:
+            self._resnet(block)
+
+    def _resnet(self, block: Any) -> None:
         source, like = self.source, self.source.like
         c, n = block.conv1.in_channels, block.conv1.out_channels
-        # Out of the ring, it is twice in memory for a moment.
-        if self._fits(like, c, n) and (
-            isinstance(source, Whole) or (isinstance(source, Stored) and _bytes(like, c) <= self.plan.working)
-        ):
-            self.source, self.norm = Whole(block(self.tensor())), None
-            return
         height, width = like.shape[1:3]
         rows = self.plan.rows(like, c + n + max(c, n))
         first_norm = self.norm or self._statistics(rows)
@@ -171,17 +174,16 @@ class _Image:
 
     def upsample(self, conv: Any, channels: int) -> None:
         """Twice the size, for a block of so many channels: computed now if there is room for the result."""
+        like = Upsampled(self.source, conv).like
+        c = like.shape[3]
         if isinstance(self.source, Whole):
-            whole = Upsampled(self.source, conv)
-            if self._fits(whole.like, whole.like.shape[3], channels):
-                self.source, self.norm = Whole(whole.convolve(self.source.x)), None
+            if self._fits(like, c, channels):
+                self.source, self.norm = Whole(Upsampled(self.source, conv).convolve(self.source.x)), None
                 return
             low = self._store(self.source.like, False)
             low.append(self.source.x)
             self.source = low
         self.source, self.norm = Upsampled(self.source, conv), None
-        like = self.source.like
-        c = like.shape[3]
         room = self._room(like, 2 * c)
         packed = _bytes(like, max(c, 2 * channels)) > room
         if _bytes(like, c, packed) > room:
