@@ -84,7 +84,7 @@ class Whole:
     stored = 0
 
     def __init__(self, x: Tensor) -> None:
-        self.x, self.like = x, x[:0]
+        self.x, self.like = x, x.new_empty(0, *x.shape[1:])  # no view, which would keep the tensor
 
     def open(self, then: Then, rows: int) -> "Whole":
         """The tensor is its own window."""
