@@ -12,7 +12,7 @@ from pathlib import Path
 from vision_accel.data.loader import bad_sample
 from vision_accel.data.sampler import Order
 from vision_accel.data.source import BadSample, DataError, SampleError, Source
-from vision_accel.data.tars import index_path, load_index, save_index, scan
+from vision_accel.data.tars import index_path, load_index, replacing, save_index, scan
 
 Files = list[tuple[str, bytes]]  # of one sample: name and content
 
@@ -117,27 +117,20 @@ def _write_tar(
     """Write a tar of ``item`` and what follows; how many samples are in it, and the first that is not."""
     aside = path.with_name(f"{path.name}.tmp")
     count = size = 0
-    try:
-        with aside.open("wb") as f:
-            with tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                while item is not None and count < max_count:
-                    more = sum(512 + -(-len(data) // 512) * 512 for _, data in item)
-                    if count and size + more + 1024 > max_bytes:
-                        break
-                    for name, data in item:
-                        info = tarfile.TarInfo(name)
-                        info.size, info.mode = len(data), 0o444
-                        tar.addfile(info, io.BytesIO(data))
-                    count, size = count + 1, size + more
-                    item = next(rest, None)
-            f.flush()
-            os.fsync(f.fileno())
-        aside.replace(path)
-    except OSError as e:
-        e.filename = e.filename or path  # a full disk does not say where
-        raise
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(path, aside) as f:
+        with tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            while item is not None and count < max_count:
+                more = sum(512 + -(-len(data) // 512) * 512 for _, data in item)
+                if count and size + more + 1024 > max_bytes:
+                    break
+                for name, data in item:
+                    info = tarfile.TarInfo(name)
+                    info.size, info.mode = len(data), 0o444
+                    tar.addfile(info, io.BytesIO(data))
+                count, size = count + 1, size + more
+                item = next(rest, None)
+        f.flush()
+        os.fsync(f.fileno())
     return count, item
 
 

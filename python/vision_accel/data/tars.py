@@ -8,8 +8,9 @@ import tarfile
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,16 +170,23 @@ def save_index(tar: Path, index: TarIndex) -> Path:
         "problems": np.frombuffer(json.dumps(index.problems).encode(), np.uint8),
         "version": np.array([_VERSION, tar.stat().st_size]),
     }
+    with replacing(path, aside) as f:
+        np.savez(f, **arrays)
+    return path
+
+
+@contextmanager
+def replacing(path: Path, aside: Path) -> Iterator[IO[bytes]]:
+    """A file that is written under another name and takes its place when it is whole."""
     try:
         with aside.open("wb") as f:
-            np.savez(f, **arrays)
+            yield f
         aside.replace(path)
     except OSError as e:
         e.filename = e.filename or path  # a full disk does not say where
         raise
     finally:
         aside.unlink(missing_ok=True)
-    return path
 
 
 def load_index(tar: Path) -> TarIndex | None:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of AutoencoderKL, and its known variants. Names and presets are those of diffusers."""
 
-import difflib
 import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from vision_accel._options import check_fields
+from vision_accel._options import check_fields, check_names
 
 # By diffusers' names.
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu", "mish": "mish"}
@@ -88,12 +87,7 @@ class AutoencoderKLConfig:
 
     def replace(self, **changes: Any) -> "AutoencoderKLConfig":
         """A copy with some fields changed; an unknown field is a TypeError that names the nearest one."""
-        names = [f.name for f in fields(self)]
-        for name in changes:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
-                raise TypeError(f"AutoencoderKL has no option {name!r}{hint}")
+        check_names("AutoencoderKL", changes, [f.name for f in fields(self)])
         return replace(self, **changes)
 
 

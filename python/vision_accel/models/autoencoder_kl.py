@@ -117,10 +117,6 @@ class AutoencoderKL(Pretrained, library_name="vision_accel", pipeline_tag="image
         """Where the weights are."""
         return self.encoder.conv_in.weight.device
 
-    def num_params(self, trainable: bool = False) -> int:
-        """Number of parameters; with ``trainable`` only those that require gradients."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
-
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory in training: blocks are computed again in the backward pass."""
         self.encoder.grad_checkpointing = self.decoder.grad_checkpointing = enable

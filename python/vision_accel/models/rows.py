@@ -131,12 +131,6 @@ class Stored:
                 self.ring.memory[to : to + self._row] = self.ring.memory[place : place + self._row]
             self.ring.free(place)
 
-    def tensor(self) -> Tensor:
-        """All of it, out of the ring."""
-        x = self.like.new_empty(1, *self.like.shape[1:])
-        self.read(0, x.shape[1], x, "free")
-        return x
-
     def open(self, then: Then, rows: int) -> Window:
         """A window on rows that are read from the ring."""
         return Sliding(self.like, rows, lambda first, last, out: self.read(first, last, out, then))
